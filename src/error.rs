@@ -1,0 +1,89 @@
+//! The one error type of the library.
+//!
+//! Every message names the thing, the numbers and, where there is one, the remedy; a caller can print it as it is.
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong, anywhere in the engine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Shapes or fields handed to an op do not fit each other.
+    #[error("{op}: {detail}")]
+    Shape {
+        /// The op that refused.
+        op: &'static str,
+        /// What was given, what was wanted.
+        detail: String,
+    },
+    /// The caller asked for something that does not exist or contradicts itself (exit code 2).
+    #[error("{0}")]
+    Usage(String),
+    /// The operating system refused.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder concerned.
+        path: PathBuf,
+        /// The system's own word.
+        source: std::io::Error,
+    },
+    /// A file is there but is not what it should be.
+    #[error("{path}: {detail}", path = path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what was expected.
+        detail: String,
+    },
+    /// A loss, gradient or weight stopped being a number.
+    #[error(
+        "stage {stage}, step {step}: {tensor} is not finite ({value}); lower the learning rate or look at the data of this step"
+    )]
+    NonFinite {
+        /// Training stage.
+        stage: String,
+        /// Optimizer step, counted from 0.
+        step: usize,
+        /// The first offending tensor.
+        tensor: String,
+        /// The value met.
+        value: f32,
+    },
+    /// Ctrl-C: the run stopped between two steps.
+    #[error("interrupted at stage {stage}, step {step}; {saved}")]
+    Interrupted {
+        /// Training stage.
+        stage: String,
+        /// Optimizer step, counted from 0.
+        step: usize,
+        /// What was kept.
+        saved: String,
+    },
+}
+
+/// The library's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// A shape error of `op`.
+    pub fn shape(op: &'static str, detail: impl Into<String>) -> Self {
+        Self::Shape { op, detail: detail.into() }
+    }
+    /// An I/O error at `path`; made for `map_err(Error::io(path))`.
+    pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { path, source }
+    }
+    /// A malformed file.
+    pub fn format(path: impl AsRef<Path>, detail: impl Into<String>) -> Self {
+        Self::Format { path: path.as_ref().to_path_buf(), detail: detail.into() }
+    }
+    /// Process exit code: 2 for a usage error, 130 for an interrupt, 1 otherwise.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Interrupted { .. } => 130,
+            _ => 1,
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! Set-up and checks: `cargo xtask <command>`.
+fn main() {}

@@ -1,2 +1,17 @@
-//! The machine: devices, memory, tensors, noise. Knows no maths of the model.
+//! The machine: devices, memory, tensors, matrix products, noise.
+//!
+//! Responsible for where bytes live and how they are reached. Must not know any maths of the model, the tape or the
+//! method. All `unsafe` of the crate lives on this floor.
+
+pub mod arena;
+pub mod flat;
+pub mod matmul;
+pub mod par;
 pub mod random;
+pub mod simd;
+pub mod tensor;
+
+pub use arena::{ArenaStats, Device};
+pub use flat::FlatBuffer;
+pub use random::Philox;
+pub use tensor::{DType, Tensor};

@@ -124,7 +124,6 @@ pub fn box_muller(a: u32, b: u32) -> (f32, f32) {
 
 /// Natural logarithm of a positive normal float (fdlibm's reduction and polynomial, evaluated in this order in f32).
 #[inline]
-#[allow(clippy::excessive_precision, reason = "the constants of fdlibm's logf, as published")]
 fn ln(x: f32) -> f32 {
     // x = 2^k · m with m in [√½, √2)
     let bits = x.to_bits().wrapping_add(0x3f80_0000 - 0x3f35_04f3);
@@ -135,11 +134,11 @@ fn ln(x: f32) -> f32 {
     let z = s * s;
     let w = z * z;
     let t1 = w * (0.400_009_72 + w * 0.242_790_79);
-    let t2 = z * (0.666_666_63 + w * 0.284_987_87);
+    let t2 = z * (0.666_666_6 + w * 0.284_987_87);
     let r = t2 + t1;
     let half = 0.5 * f * f;
     let k = k as f32;
-    s * (half + r) + k * 9.058_000_6e-6 - half + f + k * 0.693_138_12
+    s * (half + r) + k * 9.058_001e-6 - half + f + k * 0.693_138_1
 }
 
 /// Sine and cosine of `v` turns, `v` in [0, 1): an exact quadrant reduction, then Taylor polynomials on |angle| ≤ π/4.

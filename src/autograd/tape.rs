@@ -1,0 +1,392 @@
+//! A minimal tape.
+//!
+//! A [`Var`] is a value plus where it came from. In no-grad mode, or when no input needs a gradient, nothing is
+//! recorded and values die with their last handle. Backward walks the nodes in reverse; each op writes or adds to a
+//! slot per input. Leaf gradients live in [`Leaves`], which outlive the tape, so they accumulate over micro-batches.
+
+use crate::engine::{Device, Tensor};
+use crate::ops::{Op, Save, Slot};
+use crate::{Error, Result};
+use std::cell::RefCell;
+
+/// Names a leaf (a parameter or an input) across tapes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LeafId(pub usize);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Constant,
+    Leaf(LeafId),
+    Node { node: usize, output: usize },
+}
+
+/// A value on the tape; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Var {
+    value: Tensor,
+    source: Source,
+    lead: usize,
+}
+
+impl Var {
+    /// A value without a gradient.
+    pub fn constant(value: Tensor) -> Self {
+        Self { value, source: Source::Constant, lead: 0 }
+    }
+    /// The value.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+    /// Does a gradient flow here?
+    pub fn tracked(&self) -> bool {
+        self.source != Source::Constant
+    }
+    fn edge(&self) -> Edge {
+        let mut shape = self.value.shape().to_vec();
+        if let Some(first) = shape.first_mut() {
+            *first = self.lead;
+        }
+        Edge { source: self.source, shape, device: self.value.device().clone() }
+    }
+}
+
+/// Where a gradient goes, without holding the value.
+struct Edge {
+    source: Source,
+    shape: Vec<usize>,
+    device: Device,
+}
+
+impl Edge {
+    fn tracked(&self) -> bool {
+        self.source != Source::Constant
+    }
+    fn fresh(&self) -> Tensor {
+        Tensor::empty(&self.device, &self.shape)
+    }
+}
+
+#[derive(Default)]
+struct Leaf {
+    grad: Option<Tensor>,
+    written: bool,
+}
+
+/// The gradients of leaves, kept across tapes.
+#[derive(Default)]
+pub struct Leaves {
+    entries: Vec<Leaf>,
+}
+
+impl Leaves {
+    /// A store whose leaf `i` writes to `grads[i]` (views of a gradient arena, say).
+    pub fn into_buffers(grads: Vec<Tensor>) -> Self {
+        Self { entries: grads.into_iter().map(|g| Leaf { grad: Some(g), written: false }).collect() }
+    }
+    /// The first `n` buffers back, zeroed where no gradient arrived.
+    pub fn buffers(self, n: usize) -> Vec<Tensor> {
+        self.entries
+            .into_iter()
+            .take(n)
+            .map(|leaf| {
+                let mut grad = leaf.grad.expect("every leaf of `into_buffers` has one");
+                if !leaf.written {
+                    grad.f32_mut().fill(0.0);
+                }
+                grad
+            })
+            .collect()
+    }
+}
+
+enum Action<'a> {
+    Op(Box<dyn Op + 'a>),
+    Recompute(Block<'a>, Vec<Var>),
+}
+
+type Block<'a> = Box<dyn Fn(&Tape<'a>, &[Var]) -> Result<Vec<Var>> + 'a>;
+
+struct Node<'a> {
+    action: Action<'a>,
+    inputs: Vec<Edge>,
+    saved: Vec<Tensor>,
+    outputs: usize,
+}
+
+/// Records what was computed and differentiates it.
+pub struct Tape<'a> {
+    recording: bool,
+    nodes: RefCell<Vec<Node<'a>>>,
+    leaves: RefCell<Leaves>,
+}
+
+impl<'a> Tape<'a> {
+    /// A recording tape whose leaf gradients go to `leaves`.
+    pub fn new(leaves: Leaves) -> Self {
+        Self { recording: true, nodes: RefCell::default(), leaves: RefCell::new(leaves) }
+    }
+
+    /// A tape that records nothing.
+    pub fn no_grad() -> Self {
+        Self { recording: false, nodes: RefCell::default(), leaves: RefCell::default() }
+    }
+
+    /// A parameter: the whole of `value` gets a gradient, in leaf `id` of the store.
+    pub fn param(&self, value: Tensor, id: LeafId) -> Var {
+        if !self.recording {
+            return Var::constant(value);
+        }
+        let lead = value.shape().first().copied().unwrap_or(1);
+        Var { value, source: Source::Leaf(id), lead }
+    }
+
+    /// A new leaf whose leading `lead` samples get a gradient; read it with [`Tape::grad`].
+    pub fn input(&self, value: Tensor, lead: usize) -> Var {
+        if !self.recording {
+            return Var::constant(value);
+        }
+        let mut leaves = self.leaves.borrow_mut();
+        leaves.entries.push(Leaf::default());
+        let id = LeafId(leaves.entries.len() - 1);
+        let lead = value.shape().first().map_or(1, |&n| lead.min(n));
+        Var { value, source: Source::Leaf(id), lead }
+    }
+
+    /// Runs `op`; records it when an input is tracked. Outputs carry gradients for as many leading samples as input 0
+    /// does, or, when input 0 is a constant, for the whole batch.
+    pub fn apply(&self, op: impl Op + 'a, inputs: &[&Var]) -> Result<Vec<Var>> {
+        let values: Vec<&Tensor> = inputs.iter().map(|v| &v.value).collect();
+        let needs: Vec<bool> = inputs.iter().map(|v| v.tracked()).collect();
+        if !self.recording || !needs.contains(&true) {
+            return Ok(op.forward(&values, &mut Save::nothing())?.into_iter().map(Var::constant).collect());
+        }
+        let lead = batch_lead(inputs);
+        let mut save = Save::new(&needs, lead);
+        let outputs = op.forward(&values, &mut save)?;
+        let saved = save.into_kept();
+        Ok(self.record(Action::Op(Box::new(op)), inputs, saved, outputs, lead))
+    }
+
+    /// [`Tape::apply`] for an op with one output.
+    pub fn one(&self, op: impl Op + 'a, inputs: &[&Var]) -> Result<Var> {
+        let name = op.name();
+        self.apply(op, inputs)?.pop().ok_or_else(|| Error::shape(name, "gave no output"))
+    }
+
+    /// Runs `block` without recording its inside; backward runs it once more to get what it needs. Parameters may be
+    /// used inside freely; every other tracked value must come in through `inputs`.
+    pub fn recompute(
+        &self,
+        inputs: &[&Var],
+        block: impl Fn(&Tape<'a>, &[Var]) -> Result<Vec<Var>> + 'a,
+    ) -> Result<Vec<Var>> {
+        let constants: Vec<Var> = inputs.iter().map(|v| Var::constant(v.value.clone())).collect();
+        if !self.recording {
+            return block(self, &constants);
+        }
+        let outputs = block(&Tape::no_grad(), &constants)?.into_iter().map(|v| v.value).collect();
+        let lead = batch_lead(inputs);
+        let vars = inputs.iter().map(|v| (*v).clone()).collect();
+        Ok(self.record(Action::Recompute(Box::new(block), vars), inputs, Vec::new(), outputs, lead))
+    }
+
+    fn record(
+        &self,
+        action: Action<'a>,
+        inputs: &[&Var],
+        saved: Vec<Tensor>,
+        outputs: Vec<Tensor>,
+        lead: usize,
+    ) -> Vec<Var> {
+        let inputs = inputs.iter().map(|v| v.edge()).collect();
+        let mut nodes = self.nodes.borrow_mut();
+        let node = nodes.len();
+        nodes.push(Node { action, inputs, saved, outputs: outputs.len() });
+        outputs
+            .into_iter()
+            .enumerate()
+            .map(|(output, value)| {
+                let lead = value.shape().first().map_or(1, |&n| lead.min(n));
+                Var { value, source: Source::Node { node, output }, lead }
+            })
+            .collect()
+    }
+
+    /// Back-propagates from `root`, whose gradient is `seed` (ones when `None`: a loss). The recorded nodes are
+    /// consumed; leaf gradients are added to what the store already holds.
+    pub fn backward(&self, root: &Var, seed: Option<Tensor>) -> Result<()> {
+        let seed = match seed {
+            Some(seed) => {
+                seed.expect("backward", "the seed gradient", &root.edge().shape)?;
+                seed
+            }
+            None => {
+                let mut ones = root.edge().fresh();
+                ones.f32_mut().fill(1.0);
+                ones
+            }
+        };
+        self.backward_many(vec![(root.clone(), seed)])
+    }
+
+    fn backward_many(&self, roots: Vec<(Var, Tensor)>) -> Result<()> {
+        let mut nodes = std::mem::take(&mut *self.nodes.borrow_mut());
+        let mut grads: Vec<Vec<Option<Tensor>>> = nodes.iter().map(|n| vec![None; n.outputs]).collect();
+        let mut leaves = self.leaves.borrow_mut();
+        for (root, seed) in roots {
+            deposit(&root.edge(), seed, &mut grads, &mut leaves);
+        }
+        while let Some(node) = nodes.pop() {
+            let out = grads.pop().expect("one entry per node");
+            if out.iter().all(Option::is_none) {
+                continue;
+            }
+            match node.action {
+                Action::Op(op) => {
+                    backward_op(&*op, &node.inputs, &node.saved, &out, &mut grads, &mut leaves)?
+                }
+                Action::Recompute(block, inputs) => {
+                    let inner = Tape::new(std::mem::take(&mut leaves));
+                    let first = inner.leaves.borrow().entries.len();
+                    let vars: Vec<Var> = inputs
+                        .iter()
+                        .map(|v| if v.tracked() { inner.input(v.value.clone(), v.lead) } else { v.clone() })
+                        .collect();
+                    let outputs = block(&inner, &vars)?;
+                    let seeds = outputs.into_iter().zip(out).filter_map(|(v, g)| g.map(|g| (v, g))).collect();
+                    inner.backward_many(seeds)?;
+                    *leaves = inner.leaves.into_inner();
+                    let mut inside = leaves.entries.split_off(first).into_iter();
+                    for v in node.inputs.iter().filter(|v| v.tracked()) {
+                        let leaf = inside.next().expect("one leaf per tracked input");
+                        if let (true, Some(grad)) = (leaf.written, leaf.grad) {
+                            deposit(v, grad, &mut grads, &mut leaves);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The gradient of a leaf made by [`Tape::input`], if one arrived.
+    pub fn grad(&self, var: &Var) -> Option<Tensor> {
+        match var.source {
+            Source::Leaf(LeafId(i)) => {
+                let leaves = self.leaves.borrow();
+                let leaf = &leaves.entries[i];
+                leaf.written.then(|| leaf.grad.clone()).flatten()
+            }
+            _ => None,
+        }
+    }
+
+    /// The leaf store, to read gradients from or to go on accumulating with.
+    pub fn into_leaves(self) -> Leaves {
+        self.leaves.into_inner()
+    }
+}
+
+fn batch_lead(inputs: &[&Var]) -> usize {
+    let first = inputs[0];
+    if first.tracked() { first.lead } else { first.value.shape().first().copied().unwrap_or(1) }
+}
+
+/// Takes the slot of `var` out of where its gradient accumulates.
+fn slot_of(var: &Edge, grads: &mut [Vec<Option<Tensor>>], leaves: &mut Leaves) -> Slot {
+    match var.source {
+        Source::Node { node, output } => match grads[node][output].take() {
+            Some(grad) => Slot { grad, accumulate: true },
+            None => Slot { grad: var.fresh(), accumulate: false },
+        },
+        Source::Leaf(LeafId(i)) => {
+            let leaf = &mut leaves.entries[i];
+            match leaf.grad.take() {
+                Some(grad) => Slot { grad, accumulate: leaf.written },
+                None => Slot { grad: var.fresh(), accumulate: false },
+            }
+        }
+        Source::Constant => unreachable!("a constant has no slot"),
+    }
+}
+
+fn put_back(var: &Edge, grad: Tensor, grads: &mut [Vec<Option<Tensor>>], leaves: &mut Leaves) {
+    match var.source {
+        Source::Node { node, output } => grads[node][output] = Some(grad),
+        Source::Leaf(LeafId(i)) => leaves.entries[i] = Leaf { grad: Some(grad), written: true },
+        Source::Constant => {}
+    }
+}
+
+fn deposit(var: &Edge, grad: Tensor, grads: &mut [Vec<Option<Tensor>>], leaves: &mut Leaves) {
+    if var.tracked() {
+        let mut slot = slot_of(var, grads, leaves);
+        slot.put(grad.f32());
+        put_back(var, slot.grad, grads, leaves);
+    }
+}
+
+fn backward_op(
+    op: &dyn Op,
+    inputs: &[Edge],
+    saved: &[Tensor],
+    out: &[Option<Tensor>],
+    grads: &mut [Vec<Option<Tensor>>],
+    leaves: &mut Leaves,
+) -> Result<()> {
+    let out: Vec<Option<&Tensor>> = out.iter().map(Option::as_ref).collect();
+    // An input that appears twice gets a buffer of its own the second time, added afterwards.
+    let private: Vec<bool> = inputs
+        .iter()
+        .enumerate()
+        .map(|(i, v)| mutation::on() || inputs[..i].iter().any(|w| w.source == v.source))
+        .collect();
+    let mut slots: Vec<Option<Slot>> = inputs
+        .iter()
+        .zip(&private)
+        .map(|(v, &private)| match (v.tracked(), private) {
+            (false, _) => None,
+            (true, false) => Some(slot_of(v, grads, leaves)),
+            (true, true) => Some(Slot { grad: v.fresh(), accumulate: false }),
+        })
+        .collect();
+    op.backward(saved, &out, &mut slots)?;
+    for (i, (v, slot)) in inputs.iter().zip(slots).enumerate() {
+        let Some(mut slot) = slot else { continue };
+        if private[i] {
+            mutation::scale(op.name(), i, slot.grad.f32_mut());
+            deposit(v, slot.grad, grads, leaves);
+        } else {
+            put_back(v, slot.grad, grads, leaves);
+        }
+    }
+    Ok(())
+}
+
+/// The hook of `cargo xtask mutate`: scales one op's gradient of one input by 1.01, to prove that gradcheck sees it.
+#[cfg(feature = "mutate")]
+pub mod mutation {
+    use std::cell::RefCell;
+    thread_local!(static TARGET: RefCell<Option<(&'static str, usize)>> = const { RefCell::new(None) });
+
+    /// From now on, on this thread, gradients of input `target.1` of op `target.0` are wrong by one percent.
+    pub fn set(target: Option<(&'static str, usize)>) {
+        TARGET.with_borrow_mut(|t| *t = target);
+    }
+    pub(super) fn on() -> bool {
+        TARGET.with_borrow(Option::is_some)
+    }
+    pub(super) fn scale(op: &str, input: usize, grad: &mut [f32]) {
+        if TARGET.with_borrow(|t| t.is_some_and(|t| t == (op, input))) {
+            grad.iter_mut().for_each(|g| *g *= 1.01);
+        }
+    }
+}
+
+#[cfg(not(feature = "mutate"))]
+mod mutation {
+    pub(super) const fn on() -> bool {
+        false
+    }
+    pub(super) const fn scale(_: &str, _: usize, _: &mut [f32]) {}
+}

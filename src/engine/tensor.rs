@@ -1,0 +1,309 @@
+//! Tensors: contiguous, row-major, reference-counted; the handle carries its device.
+//!
+//! The only views are ranges of the first dimension. Heads, segments and splits are strides inside kernels.
+
+use super::arena::Device;
+use crate::{Error, Result};
+use half::bf16;
+use std::any::Any;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Element types. The CPU computes in f32; bf16 is storage there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16: the upper half of an f32.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes per element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+pub(super) struct Storage {
+    pub(super) ptr: NonNull<u8>,
+    pub(super) bytes: usize,
+    device: Device,
+    owner: Owner,
+}
+
+enum Owner {
+    /// A block of the device's arena, returned on drop.
+    Arena,
+    /// Memory that lives as long as the value here.
+    Foreign { _keep: Arc<dyn Any + Send + Sync> },
+}
+
+// SAFETY: a Storage is plain memory; `&Storage` only reads the pointer, and `Tensor` hands out `&mut [_]` from
+// `&mut Tensor` only while its `Arc<Storage>` is unique.
+unsafe impl Send for Storage {}
+// SAFETY: as above.
+unsafe impl Sync for Storage {}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        if matches!(self.owner, Owner::Arena) {
+            self.device.release(self.ptr, self.bytes);
+        }
+    }
+}
+
+/// A contiguous, row-major array on a device.
+#[derive(Clone)]
+pub struct Tensor {
+    pub(super) storage: Arc<Storage>,
+    offset: usize,
+    shape: Vec<usize>,
+    dtype: DType,
+}
+
+impl Tensor {
+    /// An uninitialised-in-meaning tensor: all of it must be written before it is read (NaN on a poisoning device,
+    /// left-over values else).
+    pub fn empty(device: &Device, shape: &[usize]) -> Self {
+        let mut t = Self::allocate(device, shape, DType::F32);
+        if device.poison() {
+            t.f32_mut().fill(f32::NAN);
+        }
+        t
+    }
+
+    fn allocate(device: &Device, shape: &[usize], dtype: DType) -> Self {
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        let ptr = device.acquire(bytes);
+        let storage = Storage { ptr, bytes, device: device.clone(), owner: Owner::Arena };
+        Self { storage: Arc::new(storage), offset: 0, shape: shape.to_vec(), dtype }
+    }
+
+    /// All zeros.
+    pub fn zeros(device: &Device, shape: &[usize]) -> Self {
+        let mut t = Self::allocate(device, shape, DType::F32);
+        t.f32_mut().fill(0.0);
+        t
+    }
+
+    /// A copy of `data`; its length must be the product of `shape`.
+    pub fn from_slice(device: &Device, shape: &[usize], data: &[f32]) -> Result<Self> {
+        if shape.iter().product::<usize>() != data.len() {
+            return Err(Error::shape("tensor", format!("{} values do not fill shape {shape:?}", data.len())));
+        }
+        let mut t = Self::allocate(device, shape, DType::F32);
+        t.f32_mut().copy_from_slice(data);
+        Ok(t)
+    }
+
+    /// One number.
+    pub fn scalar(device: &Device, value: f32) -> Self {
+        let mut t = Self::allocate(device, &[], DType::F32);
+        t.f32_mut()[0] = value;
+        t
+    }
+
+    /// A copy of `data` stored as bf16, rounded to nearest even.
+    pub fn bf16_from_f32(device: &Device, shape: &[usize], data: &[f32]) -> Result<Self> {
+        if shape.iter().product::<usize>() != data.len() {
+            return Err(Error::shape("tensor", format!("{} values do not fill shape {shape:?}", data.len())));
+        }
+        let mut t = Self::allocate(device, shape, DType::Bf16);
+        let (ptr, n) = (t.storage.ptr.as_ptr().cast::<bf16>(), t.len());
+        debug_assert!(Arc::get_mut(&mut t.storage).is_some());
+        // SAFETY: the storage is fresh and unique, holds n bf16 of initialised bytes, and is 64-byte aligned.
+        let out = unsafe { std::slice::from_raw_parts_mut(ptr, n) };
+        for (o, &v) in out.iter_mut().zip(data) {
+            *o = bf16::from_f32(v);
+        }
+        Ok(t)
+    }
+
+    /// Memory of somebody else as a tensor, without a copy; `owner` is kept alive as long as any handle.
+    ///
+    /// # Safety
+    /// `ptr` must point at `shape.product() * dtype.size()` initialised bytes, aligned to the element, valid while
+    /// `owner` lives, and not written by anyone else while this tensor or a clone of it exists.
+    pub unsafe fn from_raw(
+        device: &Device,
+        ptr: NonNull<u8>,
+        shape: &[usize],
+        dtype: DType,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        let storage = Storage { ptr, bytes, device: device.clone(), owner: Owner::Foreign { _keep: owner } };
+        Self { storage: Arc::new(storage), offset: 0, shape: shape.to_vec(), dtype }
+    }
+
+    /// Where the tensor lives.
+    pub fn device(&self) -> &Device {
+        &self.storage.device
+    }
+    /// Extent of each dimension.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+    /// True when there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Extent of the last dimension (1 for a scalar).
+    pub fn width(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+    /// Elements per entry of the first dimension (1 for a scalar).
+    pub fn stride0(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+
+    /// The same elements under another shape of the same size.
+    pub fn reshape(mut self, shape: &[usize]) -> Result<Self> {
+        if shape.iter().product::<usize>() != self.len() {
+            return Err(Error::shape(
+                "reshape",
+                format!("{:?} does not hold as many values as {shape:?}", self.shape),
+            ));
+        }
+        self.shape = shape.to_vec();
+        Ok(self)
+    }
+
+    /// Entries `range` of the first dimension, without a copy.
+    pub fn rows(&self, range: Range<usize>) -> Result<Self> {
+        let n = self.shape.first().copied().unwrap_or(0);
+        if range.start > range.end || range.end > n {
+            return Err(Error::shape("rows", format!("{range:?} of a first dimension of {n}")));
+        }
+        let mut t = self.clone();
+        t.offset += range.start * self.stride0();
+        t.shape[0] = range.len();
+        Ok(t)
+    }
+
+    /// The first `n` entries of the first dimension; all of it when there are no more than `n`.
+    pub fn leading(&self, n: usize) -> Self {
+        let mut t = self.clone();
+        if let Some(first) = t.shape.first_mut() {
+            *first = n.min(*first);
+        }
+        t
+    }
+
+    /// The elements of an f32 tensor.
+    ///
+    /// # Panics
+    /// When the tensor is not f32; ops check the dtype of what they are given first.
+    pub fn f32(&self) -> &[f32] {
+        assert!(self.dtype == DType::F32, "an f32 tensor was expected, this one is {:?}", self.dtype);
+        // SAFETY: offset and length stay inside the storage by construction; the arena hands out initialised
+        // bytes; nobody holds
+        // a `&mut` to them, which needs a unique handle.
+        unsafe {
+            std::slice::from_raw_parts(self.storage.ptr.as_ptr().cast::<f32>().add(self.offset), self.len())
+        }
+    }
+
+    /// The elements of an f32 tensor nobody else holds.
+    ///
+    /// # Panics
+    /// When another handle on the same storage exists or the dtype is not f32: writers own what they write.
+    pub fn f32_mut(&mut self) -> &mut [f32] {
+        assert!(self.dtype == DType::F32, "an f32 tensor was expected, this one is {:?}", self.dtype);
+        assert!(self.is_unique(), "a tensor is written through its only handle");
+        // SAFETY: in bounds as in `f32`; the handle is unique and borrowed mutably.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.storage.ptr.as_ptr().cast::<f32>().add(self.offset),
+                self.len(),
+            )
+        }
+    }
+
+    pub(super) fn is_unique(&mut self) -> bool {
+        Arc::get_mut(&mut self.storage).is_some()
+    }
+
+    /// The elements as f32, widened where they are stored as bf16.
+    pub fn to_f32(&self) -> std::borrow::Cow<'_, [f32]> {
+        match self.dtype {
+            DType::F32 => self.f32().into(),
+            DType::Bf16 => {
+                // SAFETY: as in `f32`, for a two-byte element.
+                let src = unsafe {
+                    let base = self.storage.ptr.as_ptr().cast::<bf16>().add(self.offset);
+                    std::slice::from_raw_parts(base, self.len())
+                };
+                src.iter().map(|v| v.to_f32()).collect::<Vec<_>>().into()
+            }
+        }
+    }
+
+    /// The value of a one-element f32 tensor.
+    pub fn item(&self) -> f32 {
+        self.f32()[0]
+    }
+
+    /// Refuses a tensor whose shape is not `want`, naming the op and what the tensor is.
+    pub fn expect(&self, op: &'static str, what: &str, want: &[usize]) -> Result<()> {
+        if self.shape == want {
+            return Ok(());
+        }
+        Err(Error::shape(op, format!("{what} has shape {:?}, wanted {want:?}", self.shape)))
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor({:?} {:?} on {:?})", self.dtype, self.shape, self.device())
+    }
+}
+
+const _: () = {
+    const fn send_sync<T: Send + Sync>() {}
+    send_sync::<Tensor>();
+    send_sync::<Device>();
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_share_and_writers_are_unique() {
+        let d = Device::cpu();
+        let mut t = Tensor::from_slice(&d, &[3, 2], &[0., 1., 2., 3., 4., 5.]).unwrap();
+        let v = t.rows(1..3).unwrap();
+        assert_eq!(v.f32(), [2., 3., 4., 5.]);
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| t.f32_mut()[0] = 9.)).is_err());
+        drop(v);
+        t.f32_mut()[0] = 9.;
+        assert_eq!(t.leading(1).f32(), [9., 1.]);
+        assert!(t.rows(2..4).is_err());
+        assert!(t.reshape(&[7]).is_err());
+    }
+
+    #[test]
+    fn fresh_tensors_are_poisoned_where_asked() {
+        assert!(Tensor::empty(&Device::cpu_poisoned(), &[5]).f32().iter().all(|v| v.is_nan()));
+    }
+
+    #[test]
+    fn bf16_is_storage() {
+        let t = Tensor::bf16_from_f32(&Device::cpu(), &[3], &[1.0, 1.003_906_2, -2.5]).unwrap();
+        assert_eq!(&*t.to_f32(), [1.0, 1.0, -2.5]);
+    }
+}

@@ -1,0 +1,1 @@
+//! The model: FLUX with a condition branch, adapter files, weights, schedules, sampler.

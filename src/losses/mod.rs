@@ -1,0 +1,1 @@
+//! One formula per file: flow matching, preference objectives, negatives.

@@ -1,0 +1,252 @@
+//! The differentiable operations: one op, one file.
+//!
+//! Each file holds, in this order: the formula with shapes, what backward saves, the [`Op`] impl with its CPU version
+//! (plain enough to be read as the definition), and its [`Case`]s. An op knows nothing of the tape, the model or
+//! the other ops' state; it may use another op's slice functions. Adding an op touches its file and one line here.
+
+use crate::engine::{Device, Philox, Tensor};
+use crate::{Error, Result};
+use std::sync::Arc;
+
+pub mod adamw;
+pub mod gelu;
+
+/// A differentiable operation with many inputs and many outputs.
+///
+/// The batch is the first dimension of input 0 and of every output. Of it only the leading `lead` samples may need
+/// gradients: what is saved, and every gradient that comes in or goes out, covers those alone.
+pub trait Op: Send + Sync {
+    /// The op's name, as in errors, benchmarks and reports.
+    fn name(&self) -> &'static str;
+
+    /// Computes the outputs; saves what backward needs when `save` asks for it (nothing otherwise).
+    fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>>;
+
+    /// Adds each wanted input's gradient to its slot. `grads[i]` is the gradient of output `i`, `None` when it is 0;
+    /// at least one is there.
+    fn backward(&self, saved: &[Tensor], grads: &[Option<&Tensor>], slots: &mut [Option<Slot>])
+    -> Result<()>;
+}
+
+/// What forward may keep for backward.
+pub struct Save<'a> {
+    needs: &'a [bool],
+    lead: usize,
+    kept: Vec<Tensor>,
+}
+
+impl<'a> Save<'a> {
+    /// For an op whose input `i` needs a gradient where `needs[i]`, over the leading `lead` samples.
+    pub fn new(needs: &'a [bool], lead: usize) -> Self {
+        Self { needs, lead, kept: Vec::new() }
+    }
+    /// Nothing will be asked of backward.
+    pub fn nothing() -> Save<'static> {
+        Save { needs: &[], lead: 0, kept: Vec::new() }
+    }
+    /// Does any input need a gradient?
+    pub fn wanted(&self) -> bool {
+        self.needs.contains(&true)
+    }
+    /// Does input `i` need a gradient?
+    pub fn needs(&self, i: usize) -> bool {
+        self.needs.get(i).copied().unwrap_or(false)
+    }
+    /// Keeps the leading samples of a batched tensor, if anything is wanted at all.
+    pub fn keep(&mut self, t: &Tensor) {
+        if self.wanted() {
+            self.kept.push(t.leading(self.lead));
+        }
+    }
+    /// Keeps a tensor that has no batch dimension (a weight), if anything is wanted at all.
+    pub fn keep_whole(&mut self, t: &Tensor) {
+        if self.wanted() {
+            self.kept.push(t.clone());
+        }
+    }
+    /// How many leading samples backward will be asked for.
+    pub fn lead(&self) -> usize {
+        self.lead
+    }
+    /// What was kept.
+    pub fn into_kept(self) -> Vec<Tensor> {
+        self.kept
+    }
+}
+
+/// Where an input's gradient goes: written the first time, accumulated afterwards.
+pub struct Slot {
+    /// The gradient, of the shape of the input's leading samples.
+    pub grad: Tensor,
+    /// Add to what is there (true) or overwrite it.
+    pub accumulate: bool,
+}
+
+impl Slot {
+    /// The buffer, zeroed first unless it accumulates: for ops that add contributions piecewise.
+    pub fn adding(&mut self) -> &mut [f32] {
+        let g = self.grad.f32_mut();
+        if !self.accumulate {
+            g.fill(0.0);
+        }
+        g
+    }
+    /// Writes or adds `values`.
+    pub fn put(&mut self, values: &[f32]) {
+        if self.accumulate {
+            crate::engine::simd::axpy(1.0, values, self.grad.f32_mut());
+        } else {
+            self.grad.f32_mut().copy_from_slice(values);
+        }
+    }
+}
+
+/// Tokens of the joint sequence, in the order text, image, condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenLayout {
+    /// Text tokens actually present (1 when collapsed).
+    pub txt: usize,
+    /// Image tokens.
+    pub img: usize,
+    /// Condition tokens (0 for a plain FLUX).
+    pub cond: usize,
+}
+
+impl TokenLayout {
+    /// Length of the joint image and condition stream.
+    pub fn stream(&self) -> usize {
+        self.img + self.cond
+    }
+    /// Length of the whole sequence.
+    pub fn total(&self) -> usize {
+        self.txt + self.stream()
+    }
+}
+
+/// Which adapters act on which sample: sets of adapter indices, and the set of each sample. An argument, never state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterSet {
+    /// Each set: indices of the stacked adapters, applied in this order.
+    pub sets: Vec<Vec<usize>>,
+    /// The set of each sample of the batch.
+    pub of_sample: Vec<usize>,
+}
+
+impl AdapterSet {
+    /// `batch` samples that all use the adapters `set`.
+    pub fn uniform(set: Vec<usize>, batch: usize) -> Self {
+        Self { sets: vec![set], of_sample: vec![0; batch] }
+    }
+    /// Consecutive runs: `(set, samples)` each.
+    pub fn runs(runs: &[(Vec<usize>, usize)]) -> Self {
+        let mut out = Self { sets: Vec::new(), of_sample: Vec::new() };
+        for (i, (set, n)) in runs.iter().enumerate() {
+            out.sets.push(set.clone());
+            out.of_sample.extend(std::iter::repeat_n(i, *n));
+        }
+        out
+    }
+    /// The adapters of sample `b`.
+    pub fn of(&self, b: usize) -> &[usize] {
+        &self.sets[self.of_sample[b]]
+    }
+}
+
+/// Which row of a modulation table each sample of a batch reads.
+pub type RowMap = Arc<[usize]>;
+
+/// One shape of an op: feeds gradcheck, the benchmark, and on a GPU parity and the kernel report.
+pub struct Case {
+    /// Op and shape, e.g. `linear/768x128x512`.
+    pub name: String,
+    /// The op.
+    pub op: Box<dyn Op>,
+    /// Its inputs.
+    pub inputs: Vec<Tensor>,
+    /// Which inputs it has a gradient for.
+    pub differentiable: Vec<bool>,
+    /// Leading samples with a gradient.
+    pub lead: usize,
+    /// Floating-point operations of forward.
+    pub flops: f64,
+    /// Bytes that forward must at least move.
+    pub bytes: f64,
+    /// Small enough for finite differences.
+    pub check: bool,
+}
+
+impl Case {
+    /// A case whose every input is differentiable, over the whole batch.
+    pub fn new(name: impl Into<String>, op: impl Op + 'static, inputs: Vec<Tensor>) -> Self {
+        let differentiable = vec![true; inputs.len()];
+        let lead = inputs.first().and_then(|t| t.shape().first().copied()).unwrap_or(1);
+        let bytes = inputs.iter().map(|t| (t.len() * t.dtype().size()) as f64).sum();
+        Self {
+            name: name.into(),
+            op: Box::new(op),
+            inputs,
+            differentiable,
+            lead,
+            flops: 0.0,
+            bytes,
+            check: true,
+        }
+    }
+    /// States the forward FLOPs and adds the outputs' bytes to the minimal traffic.
+    pub fn cost(mut self, flops: f64, output_values: usize) -> Self {
+        self.flops = flops;
+        self.bytes += 4.0 * output_values as f64;
+        self
+    }
+    /// Marks inputs that have no gradient.
+    pub fn constant(mut self, inputs: &[usize]) -> Self {
+        inputs.iter().for_each(|&i| self.differentiable[i] = false);
+        self
+    }
+    /// Only the first `lead` samples carry gradients.
+    pub fn leading(mut self, lead: usize) -> Self {
+        self.lead = lead;
+        self
+    }
+    /// Too large for finite differences: benchmark only.
+    pub fn bench_only(mut self) -> Self {
+        self.check = false;
+        self
+    }
+}
+
+/// Standard normals for a case: stream `stream` of seed 0, scaled.
+pub fn random(device: &Device, shape: &[usize], stream: u64, scale: f32) -> Tensor {
+    let mut t = Tensor::empty(device, shape);
+    let out = t.f32_mut();
+    Philox::new(0, stream).normals(0, out);
+    out.iter_mut().for_each(|v| *v *= scale);
+    t
+}
+
+/// Every op's cases.
+pub fn cases(device: &Device) -> Vec<Case> {
+    [gelu::cases(device)].into_iter().flatten().collect()
+}
+
+/// Refuses a wrong number of inputs.
+pub(crate) fn expect_inputs(op: &'static str, inputs: &[&Tensor], wanted: usize) -> Result<()> {
+    if inputs.len() == wanted {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("{} inputs were given, {wanted} are wanted", inputs.len())))
+}
+
+/// The extents of a three-dimensional input, named in the error otherwise.
+pub(crate) fn dims3(op: &'static str, what: &str, t: &Tensor) -> Result<[usize; 3]> {
+    t.shape().try_into().map_err(|_| {
+        Error::shape(op, format!("{what} has shape {:?}, wanted [batch, tokens, width]", t.shape()))
+    })
+}
+
+/// The extents of a batch of planes, named in the error otherwise.
+pub(crate) fn dims4(op: &'static str, what: &str, t: &Tensor) -> Result<[usize; 4]> {
+    t.shape().try_into().map_err(|_| {
+        Error::shape(op, format!("{what} has shape {:?}, wanted [batch, channels, height, width]", t.shape()))
+    })
+}

@@ -116,6 +116,7 @@ struct Node<'a> {
 /// Records what was computed and differentiates it.
 pub struct Tape<'a> {
     recording: bool,
+    lead: usize,
     nodes: RefCell<Vec<Node<'a>>>,
     leaves: RefCell<Leaves>,
 }
@@ -123,12 +124,18 @@ pub struct Tape<'a> {
 impl<'a> Tape<'a> {
     /// A recording tape whose leaf gradients go to `leaves`.
     pub fn new(leaves: Leaves) -> Self {
-        Self { recording: true, nodes: RefCell::default(), leaves: RefCell::new(leaves) }
+        Self { recording: true, lead: usize::MAX, nodes: RefCell::default(), leaves: RefCell::new(leaves) }
+    }
+
+    /// Only the leading `samples` of a batch carry gradients (the others are the reference policy's, say).
+    pub fn leading(mut self, samples: usize) -> Self {
+        self.lead = samples;
+        self
     }
 
     /// A tape that records nothing.
     pub fn no_grad() -> Self {
-        Self { recording: false, nodes: RefCell::default(), leaves: RefCell::default() }
+        Self { recording: false, lead: 0, nodes: RefCell::default(), leaves: RefCell::default() }
     }
 
     /// A parameter: the whole of `value` gets a gradient, in leaf `id` of the store.
@@ -153,14 +160,14 @@ impl<'a> Tape<'a> {
     }
 
     /// Runs `op`; records it when an input is tracked. Outputs carry gradients for as many leading samples as input 0
-    /// does, or, when input 0 is a constant, for the whole batch.
+    /// does, or, when input 0 is a constant, as many as the tape says.
     pub fn apply(&self, op: impl Op + 'a, inputs: &[&Var]) -> Result<Vec<Var>> {
         let values: Vec<&Tensor> = inputs.iter().map(|v| &v.value).collect();
         let needs: Vec<bool> = inputs.iter().map(|v| v.tracked()).collect();
         if !self.recording || !needs.contains(&true) {
             return Ok(op.forward(&values, &mut Save::nothing())?.into_iter().map(Var::constant).collect());
         }
-        let lead = batch_lead(inputs);
+        let lead = self.batch_lead(inputs);
         let mut save = Save::new(&needs, lead);
         let outputs = op.forward(&values, &mut save)?;
         let saved = save.into_kept();
@@ -185,9 +192,18 @@ impl<'a> Tape<'a> {
             return block(self, &constants);
         }
         let outputs = block(&Tape::no_grad(), &constants)?.into_iter().map(|v| v.value).collect();
-        let lead = batch_lead(inputs);
+        let lead = self.batch_lead(inputs);
         let vars = inputs.iter().map(|v| (*v).clone()).collect();
         Ok(self.record(Action::Recompute(Box::new(block), vars), inputs, Vec::new(), outputs, lead))
+    }
+
+    fn batch_lead(&self, inputs: &[&Var]) -> usize {
+        let first = inputs[0];
+        if first.tracked() {
+            first.lead
+        } else {
+            first.value.shape().first().map_or(1, |&n| n.min(self.lead))
+        }
     }
 
     fn record(
@@ -246,7 +262,7 @@ impl<'a> Tape<'a> {
                     backward_op(&*op, &node.inputs, &node.saved, &out, &mut grads, &mut leaves)?
                 }
                 Action::Recompute(block, inputs) => {
-                    let inner = Tape::new(std::mem::take(&mut leaves));
+                    let inner = Tape::new(std::mem::take(&mut leaves)).leading(self.lead);
                     let first = inner.leaves.borrow().entries.len();
                     let vars: Vec<Var> = inputs
                         .iter()
@@ -285,11 +301,6 @@ impl<'a> Tape<'a> {
     pub fn into_leaves(self) -> Leaves {
         self.leaves.into_inner()
     }
-}
-
-fn batch_lead(inputs: &[&Var]) -> usize {
-    let first = inputs[0];
-    if first.tracked() { first.lead } else { first.value.shape().first().copied().unwrap_or(1) }
 }
 
 /// Takes the slot of `var` out of where its gradient accumulates.

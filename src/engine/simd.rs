@@ -3,10 +3,11 @@
 
 use multiversion::multiversion;
 
-/// e^x in f32, |error| ≤ 2 ulp; 0 below −87.3 and +∞ above 88.7.
+/// e^x in f32, |error| ≤ 2 ulp; 0 below −87.3; saturates above 88.7.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // x = n·ln 2 + r, |r| ≤ ln 2 / 2; degree-6 minimax of e^r (Cephes' coefficients), scaled by 2^n in two halves.
+    let small = x < -87.336_54;
     let x = x.clamp(-87.336_54, 88.722_83);
     let n = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
     let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
@@ -19,7 +20,8 @@ pub fn exp(x: f32) -> f32 {
     let y = p * r * r + r + 1.0;
     let n = n as i32;
     let half = n >> 1;
-    y * f32::from_bits(((half + 127) << 23) as u32) * f32::from_bits(((n - half + 127) << 23) as u32)
+    let y = y * f32::from_bits(((half + 127) << 23) as u32) * f32::from_bits(((n - half + 127) << 23) as u32);
+    if small { 0.0 } else { y }
 }
 
 /// tanh in f32 through e^{−2|x|}; absolute error below 2e-7.

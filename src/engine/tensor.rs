@@ -203,6 +203,24 @@ impl Tensor {
         t
     }
 
+    /// f32 tensors of equal shape but for the first dimension, one after the other along it (a copy).
+    pub fn stack(parts: &[&Tensor]) -> Result<Self> {
+        let first = parts.first().ok_or_else(|| Error::shape("stack", "nothing to stack"))?;
+        let mut shape = first.shape.clone();
+        if let Some(bad) = parts.iter().find(|t| t.shape.get(1..) != shape.get(1..) || t.shape.is_empty()) {
+            return Err(Error::shape("stack", format!("{:?} beside {shape:?}", bad.shape)));
+        }
+        shape[0] = parts.iter().map(|t| t.shape[0]).sum();
+        let mut out = Self::allocate(first.device(), &shape, DType::F32);
+        let mut rest = out.f32_mut();
+        for t in parts {
+            let (head, tail) = rest.split_at_mut(t.len());
+            head.copy_from_slice(t.f32());
+            rest = tail;
+        }
+        Ok(out)
+    }
+
     /// The elements of an f32 tensor.
     ///
     /// # Panics

@@ -6,10 +6,16 @@
 
 use crate::engine::{Device, Philox, Tensor};
 use crate::{Error, Result};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 pub mod adamw;
+pub mod attention;
+pub mod embed;
 pub mod gelu;
+pub mod linear;
+pub mod modulate;
+pub mod qk_norm_rope;
 
 /// A differentiable operation with many inputs and many outputs.
 ///
@@ -155,6 +161,115 @@ impl AdapterSet {
 /// Which row of a modulation table each sample of a batch reads.
 pub type RowMap = Arc<[usize]>;
 
+/// Where the tokens of an image-and-condition stream find their modulation: tables `[rows, chunks·D]`, one for image
+/// tokens and one for condition tokens, and the row of each that a sample reads.
+#[derive(Clone, Debug)]
+pub struct ModSource {
+    /// The first condition token of the stream.
+    pub split: usize,
+    /// Row of the image table of each sample.
+    pub image: RowMap,
+    /// Row of the condition table of each sample, if there is such a table.
+    pub cond: Option<RowMap>,
+}
+
+impl ModSource {
+    /// Every token reads row `b` of the image table, `b` being its sample.
+    pub fn per_sample(batch: usize) -> Self {
+        Self { split: usize::MAX, image: (0..batch).collect(), cond: None }
+    }
+
+    /// Chunk `chunk` (D = `d` columns) of the row that token `t` of sample `b` reads.
+    fn chunk<'t>(
+        &self,
+        tables: (&'t Tensor, Option<&'t Tensor>),
+        b: usize,
+        t: usize,
+        d: usize,
+        chunk: usize,
+    ) -> &'t [f32] {
+        let (table, row) = match (&self.cond, tables.1) {
+            (Some(rows), Some(table)) if t >= self.split => (table, rows[b]),
+            _ => (tables.0, self.image[b]),
+        };
+        &table.f32()[row * table.width() + chunk * d..][..d]
+    }
+
+    fn check(
+        &self,
+        op: &'static str,
+        batch: usize,
+        image: &Tensor,
+        cond: Option<&Tensor>,
+        d: usize,
+        chunk: usize,
+    ) -> Result<()> {
+        for (what, table, map) in
+            [("image", Some(image), Some(&self.image)), ("condition", cond, self.cond.as_ref())]
+        {
+            let (Some(table), Some(map)) = (table, map) else { continue };
+            let rows = table.shape().first().copied().unwrap_or(0);
+            if table.shape().len() != 2 || table.width() < (chunk + 1) * d {
+                let detail = format!(
+                    "the {what} modulation has shape {:?}, chunk {chunk} of width {d} is wanted",
+                    table.shape()
+                );
+                return Err(Error::shape(op, detail));
+            }
+            if map.len() != batch || map.iter().any(|&r| r >= rows) {
+                let detail = format!(
+                    "the {what} modulation maps {} samples to {rows} rows: {map:?}; batch {batch}",
+                    map.len()
+                );
+                return Err(Error::shape(op, detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds `f(b, t, acc)` over all tokens to chunk `chunk` of the gradients of the tables, whose slots are
+    /// `slots[first]` and, for a condition table, `slots[first + 1]`: tokens in order, then samples in order.
+    #[allow(clippy::too_many_arguments, reason = "three extents, the chunk, the slots and the summand")]
+    fn add_gradient(
+        &self,
+        slots: &mut [Option<Slot>],
+        first: usize,
+        batch: usize,
+        d: usize,
+        tokens: usize,
+        chunk: usize,
+        f: impl Fn(usize, usize, &mut [f32]) + Sync,
+    ) -> Result<()> {
+        let split = if self.cond.is_some() { self.split.min(tokens) } else { tokens };
+        for (at, range, map) in
+            [(first, 0..split, Some(&self.image)), (first + 1, split..tokens, self.cond.as_ref())]
+        {
+            let (Some(map), Some(Some(slot))) = (map, slots.get_mut(at)) else { continue };
+            let sums: Vec<Vec<f32>> = (0..batch)
+                .into_par_iter()
+                .map(|b| {
+                    let mut acc = vec![0.0; d];
+                    range.clone().for_each(|t| f(b, t, &mut acc));
+                    acc
+                })
+                .collect();
+            let (rows, width) = (slot.grad.shape()[0], slot.grad.width());
+            let grad = slot.adding();
+            for (b, sum) in sums.iter().enumerate() {
+                if map[b] >= rows {
+                    let detail = format!(
+                        "sample {b} has a gradient but its modulation row {} is not among the leading {rows}",
+                        map[b]
+                    );
+                    return Err(Error::shape("modulation", detail));
+                }
+                crate::engine::simd::axpy(1.0, sum, &mut grad[map[b] * width + chunk * d..][..d]);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// One shape of an op: feeds gradcheck, the benchmark, and on a GPU parity and the kernel report.
 pub struct Case {
     /// Op and shape, e.g. `linear/768x128x512`.
@@ -226,7 +341,16 @@ pub fn random(device: &Device, shape: &[usize], stream: u64, scale: f32) -> Tens
 
 /// Every op's cases.
 pub fn cases(device: &Device) -> Vec<Case> {
-    [gelu::cases(device)].into_iter().flatten().collect()
+    [
+        attention::cases(device),
+        gelu::cases(device),
+        linear::cases(device),
+        modulate::cases(device),
+        qk_norm_rope::cases(device),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Refuses a wrong number of inputs.

@@ -1,0 +1,169 @@
+//! Per-head RMSNorm of queries or keys, then rotary position embedding on adjacent pairs.
+//!
+//! ```text
+//! n = x / √(mean(x²) + 1e-6) ⊙ w                                   over each head
+//! y[2i]   = n[2i]·cos − n[2i+1]·sin
+//! y[2i+1] = n[2i+1]·cos + n[2i]·sin                                angles of the token, see `RopeTable`
+//! ```
+//! x `[batch, tokens, heads·head_dim]`, w `[head_dim]`. Saves x and w; 1/rms is recomputed.
+
+use super::embed::RopeTable;
+use super::{Case, Op, Save, Slot, dims3, expect_inputs, random};
+use crate::engine::{Device, Tensor};
+use crate::{Error, Result};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Added to the mean square.
+pub const EPS: f32 = 1e-6;
+
+/// The op.
+#[derive(Clone, Debug)]
+pub struct QkNormRope {
+    /// Angles of every token.
+    pub table: Arc<RopeTable>,
+}
+
+/// 1/rms of a head.
+fn rrms(x: &[f32]) -> f32 {
+    let mut sum = 0.0;
+    for v in x {
+        sum += v * v;
+    }
+    1.0 / (sum / x.len() as f32 + EPS).sqrt()
+}
+
+impl QkNormRope {
+    /// cos and sin of token `t`.
+    fn angles(&self, t: usize) -> (&[f32], &[f32]) {
+        let half = self.table.half;
+        (&self.table.cos[t * half..][..half], &self.table.sin[t * half..][..half])
+    }
+}
+
+impl Op for QkNormRope {
+    fn name(&self) -> &'static str {
+        "qk_norm_rope"
+    }
+
+    fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
+        const OP: &str = "qk_norm_rope";
+        expect_inputs(OP, inputs, 2)?;
+        let [_, tokens, width] = dims3(OP, "x", inputs[0])?;
+        let hd = 2 * self.table.half;
+        inputs[1].expect(OP, "the weight", &[hd])?;
+        if !width.is_multiple_of(hd) || self.table.cos.len() != tokens * self.table.half {
+            let have = self.table.cos.len() / self.table.half.max(1);
+            let detail =
+                format!("x is {tokens} tokens of width {width}, the angles are for {have} of head_dim {hd}");
+            return Err(Error::shape(OP, detail));
+        }
+        let (x, w) = (inputs[0].f32(), inputs[1].f32());
+        let mut y = Tensor::empty(inputs[0].device(), inputs[0].shape());
+        y.f32_mut().par_chunks_mut(width).enumerate().for_each(|(row, y)| {
+            let (cos, sin) = self.angles(row % tokens);
+            for (y, x) in y.chunks_exact_mut(hd).zip(x[row * width..][..width].chunks_exact(hd)) {
+                let r = rrms(x);
+                let pairs =
+                    y.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0).zip(w.as_chunks::<2>().0);
+                for (((y, x), w), (c, s)) in pairs.zip(cos.iter().zip(sin)) {
+                    let (a, b) = (x[0] * r * w[0], x[1] * r * w[1]);
+                    *y = [a * c - b * s, b * c + a * s];
+                }
+            }
+        });
+        save.keep(inputs[0]);
+        save.keep_whole(inputs[1]);
+        Ok(vec![y])
+    }
+
+    fn backward(
+        &self,
+        saved: &[Tensor],
+        grads: &[Option<&Tensor>],
+        slots: &mut [Option<Slot>],
+    ) -> Result<()> {
+        let Some(dy) = grads[0] else { return Ok(()) };
+        let [batch, tokens, width] = dims3("qk_norm_rope", "the gradient", dy)?;
+        let (x, w, dy) = (saved[0].f32(), saved[1].f32(), dy.f32());
+        let hd = w.len();
+        if let Some(slot) = &mut slots[0] {
+            let add = slot.accumulate;
+            slot.grad.f32_mut().par_chunks_mut(width).enumerate().for_each(|(row, dx)| {
+                let (cos, sin) = self.angles(row % tokens);
+                let rows = x[row * width..][..width]
+                    .chunks_exact(hd)
+                    .zip(dy[row * width..][..width].chunks_exact(hd));
+                for (dx, (x, dy)) in dx.chunks_exact_mut(hd).zip(rows) {
+                    let r = rrms(x);
+                    // g = dy rotated back, times the weight; its projection on x̂ falls out of the norm.
+                    let g = |i: usize| unrotate(dy, cos, sin, i) * w[i];
+                    let mut along = 0.0;
+                    for (i, x) in x.iter().enumerate() {
+                        along += g(i) * x;
+                    }
+                    let along = along * r * r / hd as f32;
+                    for (i, (dx, x)) in dx.iter_mut().zip(x).enumerate() {
+                        let v = r * (g(i) - x * along);
+                        *dx = if add { *dx + v } else { v };
+                    }
+                }
+            });
+        }
+        if let Some(slot) = &mut slots[1] {
+            let sums: Vec<Vec<f32>> = (0..batch)
+                .into_par_iter()
+                .map(|b| {
+                    let mut acc = vec![0.0; hd];
+                    for t in 0..tokens {
+                        let (cos, sin) = self.angles(t);
+                        let row = (b * tokens + t) * width;
+                        let heads =
+                            x[row..row + width].chunks_exact(hd).zip(dy[row..row + width].chunks_exact(hd));
+                        for (x, dy) in heads {
+                            let r = rrms(x);
+                            for (i, a) in acc.iter_mut().enumerate() {
+                                *a += unrotate(dy, cos, sin, i) * x[i] * r;
+                            }
+                        }
+                    }
+                    acc
+                })
+                .collect();
+            let grad = slot.adding();
+            sums.iter().for_each(|s| crate::engine::simd::axpy(1.0, s, grad));
+        }
+        Ok(())
+    }
+}
+
+/// Element `i` of dy turned back by the token's angle.
+#[inline(always)]
+fn unrotate(dy: &[f32], cos: &[f32], sin: &[f32], i: usize) -> f32 {
+    let p = i / 2;
+    if i.is_multiple_of(2) {
+        dy[i] * cos[p] + dy[i + 1] * sin[p]
+    } else {
+        dy[i] * cos[p] - dy[i - 1] * sin[p]
+    }
+}
+
+/// Two heads, a partial batch; then the tiny preset's stream.
+pub fn cases(device: &Device) -> Vec<Case> {
+    let make = |b: usize, side: usize, heads: usize, axes: [usize; 3]| {
+        let ids: Vec<[f32; 3]> =
+            (0..side * side).map(|i| [0.0, (i / side) as f32, (i % side) as f32]).collect();
+        let table = RopeTable::new(&ids, &axes, 1e4).expect("the axes are even");
+        let (t, hd) = (ids.len(), axes.iter().sum::<usize>());
+        let mut w = random(device, &[hd], 51, 0.3);
+        w.f32_mut().iter_mut().for_each(|v| *v += 1.0);
+        let inputs = vec![random(device, &[b, t, heads * hd], 50, 1.0), w];
+        Case::new(format!("qk_norm_rope/{b}x{t}x{heads}x{hd}"), QkNormRope { table: Arc::new(table) }, inputs)
+            .cost(10.0 * (b * t * heads * hd) as f64, b * t * heads * hd)
+    };
+    vec![
+        make(2, 2, 2, [2, 4, 2]),
+        make(3, 2, 2, [2, 4, 2]).leading(2),
+        make(12, 11, 4, [4, 14, 14]).bench_only(),
+    ]
+}

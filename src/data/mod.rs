@@ -2,6 +2,7 @@
 //! preset's latent codec, and the sampler that turns `(seed, stage, sample index)` into a training pair.
 //!
 //! Must not know: the model, the tape, optimizers, devices. What leaves this directory is plain `Vec<f32>`.
+pub(crate) mod fft;
 mod font;
 pub mod image;
 pub mod montage;

@@ -1,1 +1,52 @@
-//! Photographs in, batches out.
+//! Photographs in, batches out: images and their files, resizing, degradation, the procedural data set, the tiny
+//! preset's latent codec, and the sampler that turns `(seed, stage, sample index)` into a training pair.
+//!
+//! Must not know: the model, the tape, optimizers, devices. What leaves this directory is plain `Vec<f32>`.
+//! Every random choice is a pure function of its counters ([`draws`]), so neither the thread count nor a resumed run
+//! changes a pixel.
+pub mod batch;
+pub mod codec;
+pub mod dead_leaves;
+pub mod degrade;
+pub(crate) mod fft;
+mod font;
+pub mod image;
+pub mod montage;
+pub mod photo;
+pub mod resize;
+pub mod source;
+
+pub use batch::{Batch, EvalPair, Sampler};
+pub use codec::HaarCodec;
+pub use dead_leaves::{DeadLeaves, dead_leaves};
+pub use degrade::{Degradation, bad_upscale, gaussian_blur};
+pub use image::Image;
+pub use montage::montage;
+pub use photo::Photo;
+pub use resize::{bicubic, nearest, pil_bicubic, torch_down, torch_up};
+pub use source::{DeadLeavesSource, Folder, Source, Split};
+
+use crate::engine::random::{Philox, Reader, philox4x32_10};
+
+/// What a draw is for; keeps the uses of one seed apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Domain {
+    /// Texture tiles of the dead leaves.
+    Tiles = 0x7469_6c65,
+    /// Shapes of one dead-leaves image.
+    Leaves = 0x6c65_6166,
+    /// Crop, flips and degradation of a training sample.
+    Train = 0x7472_6169,
+    /// Crop and degradation of an evaluation sample.
+    HeldOut = 0x6865_6c64,
+}
+
+/// The reader that belongs to `(seed, domain, a, b)`. Philox is a bijection of its counter, so distinct `(a, b)` of one
+/// seed and domain can never share a stream.
+pub(crate) fn draws(seed: u64, domain: Domain, a: u64, b: u64) -> Reader {
+    let key = [seed as u32 ^ domain as u32, (seed >> 32) as u32];
+    let w = philox4x32_10([a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32], key);
+    let wide = |lo: u32, hi: u32| u64::from(lo) | u64::from(hi) << 32;
+    Philox::new(wide(w[0], w[1]), wide(w[2], w[3])).reader()
+}

@@ -1,0 +1,144 @@
+//! A decoded photograph as its file holds it: 8 or 16 bits a channel, a quarter or half of the memory of [`Image`].
+//!
+//! Sources keep photographs in this form and cut float crops out of it. An EXIF orientation is applied on load.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+
+use crate::data::Image;
+use crate::{Error, Result};
+
+/// Interleaved RGB, row by row: `[height, width, 3]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Pixels {
+    Eight(Vec<u8>),
+    Sixteen(Vec<u16>),
+}
+
+/// A photograph in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Photo {
+    height: usize,
+    width: usize,
+    pixels: Pixels,
+}
+
+impl Photo {
+    /// Decodes a PNG or JPEG file of any colour type: grey is repeated into RGB, alpha is dropped (not blended),
+    /// 16-bit files keep their 16 bits. The format is told from the content, not from the name.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(Error::io(path))?;
+        match reader.format() {
+            Some(ImageFormat::Jpeg) if !jpeg_is_complete(&bytes) => {
+                return Err(Error::format(path, "cannot decode this image: the JPEG data ends too early"));
+            }
+            Some(ImageFormat::Jpeg | ImageFormat::Png) => {}
+            _ => {
+                return Err(Error::format(
+                    path,
+                    "cannot decode this image: it is neither a PNG nor a JPEG file",
+                ));
+            }
+        }
+        let decode = || -> ::image::ImageResult<DynamicImage> {
+            let mut decoder = reader.into_decoder()?;
+            let orientation = decoder.orientation()?;
+            let mut image = DynamicImage::from_decoder(decoder)?;
+            image.apply_orientation(orientation);
+            Ok(image)
+        };
+        let image = decode().map_err(|e| Error::format(path, format!("cannot decode this image: {e}")))?;
+        let (height, width) = (image.height() as usize, image.width() as usize);
+        if height == 0 || width == 0 {
+            return Err(Error::format(path, format!("an empty image ({width}×{height} pixels)")));
+        }
+        let color = image.color();
+        let sixteen = color.bytes_per_pixel() / color.channel_count() > 1;
+        let pixels = if sixteen {
+            Pixels::Sixteen(image.into_rgb16().into_raw())
+        } else {
+            Pixels::Eight(image.into_rgb8().into_raw())
+        };
+        Ok(Self { height, width, pixels })
+    }
+
+    /// `image` rounded to 8 bits (clamped, half to even).
+    pub fn from_image(image: &Image) -> Self {
+        Self { height: image.height, width: image.width, pixels: Pixels::Eight(image.to_rgb8()) }
+    }
+
+    /// Height in pixels.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// Width in pixels.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The window of `h`×`w` pixels whose top left corner is at row `y`, column `x`, in [0, 1].
+    pub fn crop(&self, y: usize, x: usize, h: usize, w: usize) -> Result<Image> {
+        check_window("Photo::crop", (self.height, self.width), (y, x), (h, w))?;
+        let mut out = Image::zeros(h, w);
+        let (plane, stride) = (h * w, self.width);
+        for row in 0..h {
+            let from = 3 * ((y + row) * stride + x);
+            for col in 0..w {
+                for c in 0..3 {
+                    let i = from + 3 * col + c;
+                    out.data[c * plane + row * w + col] = match &self.pixels {
+                        Pixels::Eight(p) => f32::from(p[i]) / 255.0,
+                        Pixels::Sixteen(p) => f32::from(p[i]) / 65535.0,
+                    };
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// The whole photograph in [0, 1].
+    pub fn image(&self) -> Image {
+        self.crop(0, 0, self.height, self.width).expect("the whole photograph is a window of itself")
+    }
+}
+
+/// Whether a JPEG file reaches its end marker. Decoders fill what is missing with grey, which must not be trained on.
+fn jpeg_is_complete(bytes: &[u8]) -> bool {
+    let mut at = 2; // after the start marker
+    while let Some(&[mark, kind]) = bytes.get(at..at + 2) {
+        // stuffed zeros, restart markers and fill bytes belong to the scan, which this loop walks byte by byte
+        if mark != 0xff || matches!(kind, 0x00 | 0x01 | 0xd0..=0xd8 | 0xff) {
+            at += 1;
+        } else if kind == 0xd9 {
+            return true;
+        } else {
+            let Some(&[hi, lo]) = bytes.get(at + 2..at + 4) else { return false };
+            at += 2 + usize::from(u16::from_be_bytes([hi, lo]));
+        }
+    }
+    false
+}
+
+/// Refuses a window that is empty or leaves the image.
+pub(crate) fn check_window(
+    op: &'static str,
+    (height, width): (usize, usize),
+    (y, x): (usize, usize),
+    (h, w): (usize, usize),
+) -> Result<()> {
+    let fits = |at: usize, n: usize, side: usize| n > 0 && at.checked_add(n).is_some_and(|end| end <= side);
+    if fits(y, h, height) && fits(x, w, width) {
+        return Ok(());
+    }
+    Err(Error::shape(
+        op,
+        format!(
+            "a window of {h}×{w} (rows × columns) at row {y}, column {x} does not lie inside {height}×{width}"
+        ),
+    ))
+}

@@ -4,7 +4,9 @@
 //! shares with diffusers and PEFT. Must not know data, losses, training stages or the command line.
 
 pub mod config;
+pub mod lora;
 pub mod weights;
 
 pub use config::FluxConfig;
+pub use lora::{AdapterFile, LoraModule};
 pub use weights::{Folder, SafeFile};

@@ -5,8 +5,10 @@
 
 pub mod config;
 pub mod lora;
+pub mod schedule;
 pub mod weights;
 
 pub use config::FluxConfig;
 pub use lora::{AdapterFile, LoraModule};
+pub use schedule::LrSchedule;
 pub use weights::{Folder, SafeFile};

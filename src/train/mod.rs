@@ -4,6 +4,8 @@
 //! is the binary's part, which hands over a preset's name, a file and `--set` texts.
 
 pub mod config;
+pub mod log;
 pub mod options;
 
 pub use config::Config;
+pub use log::{Eval, EvalRow, JsonlLog, StageSummary, Summary, peak_rss_mb};

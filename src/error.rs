@@ -87,3 +87,14 @@ impl Error {
         }
     }
 }
+
+/// "; did you mean `x`?" for the candidate nearest to `name`, or nothing when none is near.
+pub(crate) fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+    candidates
+        .into_iter()
+        .map(|c| (strsim::damerau_levenshtein(name, c), c))
+        .min()
+        .filter(|&(distance, _)| distance <= (name.len() / 3).max(2))
+        .map(|(_, c)| format!("; did you mean `{c}`?"))
+        .unwrap_or_default()
+}

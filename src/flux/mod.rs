@@ -1,1 +1,14 @@
 //! The model: FLUX with a condition branch, adapter files, weights, schedules, sampler.
+//!
+//! Responsible for what a FLUX transformer is (its dimensions, weights, adapters, noise levels) and for the files it
+//! shares with diffusers and PEFT. Must not know data, losses, training stages or the command line.
+
+pub mod config;
+pub mod lora;
+pub mod schedule;
+pub mod weights;
+
+pub use config::FluxConfig;
+pub use lora::{AdapterFile, LoraModule};
+pub use schedule::LrSchedule;
+pub use weights::{Folder, SafeFile};

@@ -1,1 +1,11 @@
 //! Stages, optimizer, checkpoints, log, report.
+//!
+//! Responsible for the options of a run and for what a run writes down. Must not parse the command line or print: that
+//! is the binary's part, which hands over a preset's name, a file and `--set` texts.
+
+pub mod config;
+pub mod log;
+pub mod options;
+
+pub use config::Config;
+pub use log::{Eval, EvalRow, JsonlLog, StageSummary, Summary, peak_rss_mb};

@@ -1,0 +1,561 @@
+//! Weight files: safetensors read through a memory map, sharded folders, and writes that are complete or absent.
+//!
+//! Reading copies a tensor out of the map, so a file may be replaced (not truncated in place) while a run holds it.
+
+use crate::engine::{DType, Device, Tensor};
+use crate::error::did_you_mean;
+use crate::{Error, Result};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes before the header: its length as a little-endian u64.
+const PREFIX: usize = 8;
+/// The largest header the format allows.
+const MAX_HEADER: usize = 100_000_000;
+
+const _: () =
+    assert!(cfg!(target_endian = "little"), "safetensors stores little-endian values; so must the machine");
+
+/// One open safetensors file.
+pub struct SafeFile {
+    path: PathBuf,
+    map: Mmap,
+    /// Where the tensors' bytes begin.
+    start: usize,
+    metadata: BTreeMap<String, String>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl SafeFile {
+    /// Opens `path` and validates its whole header: every tensor lies inside the file and fills its shape.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let file = File::open(&path).map_err(Error::io(&path))?;
+        let meta = file.metadata().map_err(Error::io(&path))?;
+        let wrong = |detail: String| Error::format(&path, detail);
+        if meta.is_dir() {
+            return Err(wrong("is a folder, wanted a .safetensors file".into()));
+        }
+        if meta.len() < PREFIX as u64 {
+            return Err(wrong(format!("has {} bytes: truncated, or not a safetensors file", meta.len())));
+        }
+        // SAFETY: the map is private to this value, only read, and read by copying. The one hazard left, another
+        // process cutting the file short under us, is the same as for any mapped weights; we never write in place.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+        let (header, start) = header(&map).map_err(wrong)?;
+        let parsed: Metadata = serde_json::from_slice(header)
+            .map_err(|e| wrong(format!("not a valid safetensors header ({e}); the file is damaged")))?;
+        let (have, want) = (map.len() - start, parsed.data_len());
+        if have != want {
+            let what = if have < want { "truncated" } else { "followed by bytes that belong to no tensor" };
+            return Err(wrong(format!(
+                "{what}: its header describes {want} bytes of tensors, the file holds {have}; fetch or save it again"
+            )));
+        }
+        let tensors = parsed.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+        let metadata = parsed.metadata().clone().unwrap_or_default().into_iter().collect();
+        Ok(Self { path, map, start, metadata, tensors })
+    }
+
+    /// The file's path, as it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// The free-form strings of the header.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+    /// All tensor names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+    /// Shape of a tensor.
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.info(name)?.shape)
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.tensors.get(name).ok_or_else(|| {
+            let hint = did_you_mean(name, self.names());
+            Error::format(&self.path, format!("holds no tensor `{name}`{hint}"))
+        })
+    }
+
+    fn bytes(&self, info: &TensorInfo) -> &[u8] {
+        &self.map[self.start + info.data_offsets.0..self.start + info.data_offsets.1]
+    }
+
+    fn unreadable(&self, name: &str, dtype: Dtype, wanted: &str) -> Error {
+        Error::format(&self.path, format!("tensor `{name}` is {dtype:?}, wanted one of {wanted}"))
+    }
+
+    /// A tensor as f32: F32 as it is, BF16 and F16 widened, F64 rounded.
+    pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let info = self.info(name)?;
+        Tensor::from_slice(device, &info.shape, &self.f32s(name, info)?)
+    }
+
+    /// A tensor as it is stored where that is BF16, as f32 otherwise (see [`SafeFile::tensor`]).
+    pub fn stored(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let info = self.info(name)?;
+        let values = self.f32s(name, info)?;
+        match info.dtype {
+            Dtype::BF16 => Tensor::bf16_from_f32(device, &info.shape, &values),
+            _ => Tensor::from_slice(device, &info.shape, &values),
+        }
+    }
+
+    fn f32s(&self, name: &str, info: &TensorInfo) -> Result<Cow<'_, [f32]>> {
+        let bytes = self.bytes(info);
+        let values = match info.dtype {
+            Dtype::F32 => match bytemuck::try_cast_slice(bytes) {
+                Ok(aligned) => return Ok(Cow::Borrowed(aligned)),
+                Err(_) => each(bytes, f32::from_le_bytes),
+            },
+            Dtype::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
+            other => return Err(self.unreadable(name, other, "F32, BF16, F16, F64")),
+        };
+        Ok(Cow::Owned(values))
+    }
+
+    /// A tensor's values in f64, whatever they are stored as; for verification. I64 beyond 2⁵³ is rounded.
+    pub fn f64s(&self, name: &str) -> Result<Vec<f64>> {
+        let info = self.info(name)?;
+        let bytes = self.bytes(info);
+        Ok(match info.dtype {
+            Dtype::F64 => each(bytes, f64::from_le_bytes),
+            Dtype::I64 => each(bytes, |b| i64::from_le_bytes(b) as f64),
+            Dtype::I32 => each(bytes, |b| f64::from(i32::from_le_bytes(b))),
+            Dtype::F32 => each(bytes, |b| f64::from(f32::from_le_bytes(b))),
+            Dtype::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f64()),
+            Dtype::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f64()),
+            other => return Err(self.unreadable(name, other, "F64, F32, F16, BF16, I64, I32")),
+        })
+    }
+}
+
+/// The header's bytes and where the data begins.
+fn header(map: &[u8]) -> Result<(&[u8], usize), String> {
+    let (prefix, rest) = map.split_first_chunk::<PREFIX>().ok_or("has fewer than 8 bytes")?;
+    let length = u64::from_le_bytes(*prefix);
+    if rest.first() != Some(&b'{') {
+        return Err("not a safetensors file: no header begins at byte 8".into());
+    }
+    match usize::try_from(length) {
+        Ok(n) if n <= MAX_HEADER && n <= rest.len() => Ok((&rest[..n], PREFIX + n)),
+        Ok(n) if n <= MAX_HEADER => Err(format!(
+            "its header is said to take {n} bytes and the file holds {} after byte 8: truncated, or not a safetensors \
+             file",
+            rest.len()
+        )),
+        _ => Err(format!(
+            "not a safetensors file: a header of {length} bytes, at most {MAX_HEADER} are allowed"
+        )),
+    }
+}
+
+fn each<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|&b| read(b)).collect()
+}
+
+/// A diffusers model folder: one `*.safetensors`, or the shards named by a `*.safetensors.index.json`.
+pub struct Folder {
+    dir: PathBuf,
+    files: Vec<SafeFile>,
+    /// Tensor name → place in `files`.
+    index: BTreeMap<String, usize>,
+}
+
+/// What we read of an index file.
+#[derive(serde::Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Folder {
+    /// Opens the folder `dir`; with an index, every shard and every tensor it promises must be there.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+            names.push(entry.map_err(Error::io(dir))?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        let ending = |end: &str| names.iter().filter(|n| n.ends_with(end)).collect::<Vec<_>>();
+        let (indices, files) = (ending(".safetensors.index.json"), ending(".safetensors"));
+        match (indices[..].as_ref(), files[..].as_ref()) {
+            ([index], _) => Self::sharded(dir, &dir.join(index)),
+            ([], [file]) => {
+                let file = SafeFile::open(dir.join(file))?;
+                let index = file.names().map(|n| (n.to_owned(), 0)).collect();
+                Ok(Self { dir: dir.to_path_buf(), files: vec![file], index })
+            }
+            ([], []) => Err(Error::format(dir, "holds no .safetensors file")),
+            ([], many) => Err(Error::format(
+                dir,
+                format!(
+                    "holds {} .safetensors files and no .safetensors.index.json; keep one: {many:?}",
+                    many.len()
+                ),
+            )),
+            (many, _) => {
+                Err(Error::format(dir, format!("holds {} indices, wanted one: {many:?}", many.len())))
+            }
+        }
+    }
+
+    fn sharded(dir: &Path, path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let map: ShardIndex = serde_json::from_str(&text)
+            .map_err(|e| Error::format(path, format!("not a shard index: {e}")))?;
+        let mut opened = BTreeMap::<&str, usize>::new();
+        let mut files: Vec<SafeFile> = Vec::new();
+        let mut index = BTreeMap::new();
+        for (tensor, shard) in &map.weight_map {
+            let place = match opened.get(shard.as_str()) {
+                Some(&place) => place,
+                None => {
+                    files.push(open_shard(dir, path, tensor, shard)?);
+                    opened.insert(shard, files.len() - 1);
+                    files.len() - 1
+                }
+            };
+            if !files[place].contains(tensor) {
+                return Err(Error::format(
+                    path,
+                    format!(
+                        "promises tensor `{tensor}` in {shard}, which does not hold it; fetch that shard again"
+                    ),
+                ));
+            }
+            index.insert(tensor.clone(), place);
+        }
+        Ok(Self { dir: dir.to_path_buf(), files, index })
+    }
+
+    /// All tensor names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.index.keys().map(String::as_str)
+    }
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+    /// Shape of a tensor.
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        self.file(name)?.shape(name)
+    }
+    /// A tensor as f32; see [`SafeFile::tensor`].
+    pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
+        self.file(name)?.tensor(name, device)
+    }
+    /// A tensor in bf16 where it is stored so; see [`SafeFile::stored`].
+    pub fn stored(&self, name: &str, device: &Device) -> Result<Tensor> {
+        self.file(name)?.stored(name, device)
+    }
+
+    /// Refuses a folder that lacks one of these tensors or holds it in another shape. Others may be there as well.
+    pub fn expect(&self, wanted: &[(String, Vec<usize>)]) -> Result<()> {
+        for (name, want) in wanted {
+            let file = self.file(name)?;
+            let have = file.shape(name)?;
+            if have != want {
+                return Err(Error::format(
+                    file.path(),
+                    format!("tensor `{name}` has shape {have:?}, the model's config.json wants {want:?}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&self, name: &str) -> Result<&SafeFile> {
+        self.index.get(name).map(|&place| &self.files[place]).ok_or_else(|| {
+            let hint = did_you_mean(name, self.names());
+            Error::format(&self.dir, format!("no file of it holds tensor `{name}`{hint}"))
+        })
+    }
+}
+
+/// A shard beside its index; the index may only name files of its own folder.
+fn open_shard(dir: &Path, index: &Path, tensor: &str, shard: &str) -> Result<SafeFile> {
+    if Path::new(shard).file_name().is_none_or(|n| n != shard) {
+        return Err(Error::format(
+            index,
+            format!("puts tensor `{tensor}` into \"{shard}\", which is not a plain file name"),
+        ));
+    }
+    let path = dir.join(shard);
+    if !path.exists() {
+        return Err(Error::format(
+            index,
+            format!("puts tensor `{tensor}` into {shard}, which is missing; fetch it again"),
+        ));
+    }
+    SafeFile::open(path)
+}
+
+/// Writes tensors (f32 or bf16, each in its own dtype) as one safetensors file; see [`write_atomic`] for how.
+///
+/// The bytes depend on the arguments alone, not on their order: names and metadata are sorted.
+pub fn write_safetensors(
+    path: impl AsRef<Path>,
+    metadata: &BTreeMap<String, String>,
+    tensors: &[(String, Tensor)],
+) -> Result<()> {
+    let path = path.as_ref();
+    let mut sorted: Vec<&(String, Tensor)> = tensors.iter().collect();
+    // By falling alignment first, as the format's own writer does, so that every tensor stays aligned.
+    sorted.sort_by_key(|(name, t)| (std::cmp::Reverse(t.dtype().size()), name.clone()));
+    let header = write_header(metadata, &sorted).map_err(|detail| Error::format(path, detail))?;
+    replace(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        for (_, t) in &sorted {
+            match t.dtype() {
+                DType::F32 => out.write_all(bytemuck::cast_slice(t.f32()))?,
+                DType::Bf16 => {
+                    let half: Vec<bf16> = t.to_f32().iter().map(|&v| bf16::from_f32(v)).collect();
+                    out.write_all(bytemuck::cast_slice(&half))?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+fn write_header(
+    metadata: &BTreeMap<String, String>,
+    sorted: &[&(String, Tensor)],
+) -> Result<Vec<u8>, String> {
+    let mut map = serde_json::Map::new();
+    if !metadata.is_empty() {
+        map.insert("__metadata__".into(), serde_json::json!(metadata));
+    }
+    let mut at = 0;
+    for (name, t) in sorted {
+        let end = at + t.len() * t.dtype().size();
+        let dtype = match t.dtype() {
+            DType::F32 => "F32",
+            DType::Bf16 => "BF16",
+        };
+        let info = serde_json::json!({"dtype": dtype, "shape": t.shape(), "data_offsets": [at, end]});
+        if name == "__metadata__" || map.insert(name.clone(), info).is_some() {
+            return Err(format!("tensor name `{name}` cannot be used twice or for metadata"));
+        }
+        at = end;
+    }
+    let mut header = serde_json::to_vec(&map).map_err(|e| e.to_string())?;
+    header.resize(header.len().next_multiple_of(PREFIX), b' ');
+    if header.len() > MAX_HEADER {
+        return Err(format!("a header of {} bytes, at most {MAX_HEADER} are allowed", header.len()));
+    }
+    Ok(header)
+}
+
+/// Writes `bytes` to `path` so that it holds either all of them or what it held before: a temporary file in the same
+/// folder, fsync, rename, fsync of the folder. The folder must exist.
+pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    replace(path.as_ref(), |out| out.write_all(bytes))
+}
+
+fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    /// Keeps two writers of one process apart.
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let Some(name) = path.file_name() else {
+        return Err(Error::Usage(format!("{} is not a file name", path.display())));
+    };
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    let temp = dir.join(format!(".{}.{}-{id}.tmp", name.to_string_lossy(), std::process::id()));
+    let write_temp = || -> std::io::Result<()> {
+        let mut out = BufWriter::new(File::create(&temp)?);
+        write(&mut out)?;
+        out.into_inner().map_err(|e| e.into_error())?.sync_all()?;
+        std::fs::rename(&temp, path)
+    };
+    if let Err(error) = write_temp() {
+        // Best effort: the error that matters is the first one.
+        let _ = std::fs::remove_file(&temp);
+        return Err(Error::io(path)(error));
+    }
+    if cfg!(unix) {
+        File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io(dir))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Larger golden files that are not kept in the repository; says so where they are absent.
+    pub(crate) fn fixtures(part: &str) -> Option<PathBuf> {
+        let path = Path::new("../shared/fixtures").join(part);
+        if !path.exists() {
+            println!("skipped: {} is not here", path.display());
+            return None;
+        }
+        Some(path)
+    }
+
+    fn raw(header: &str, data: &[u8]) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+    }
+
+    fn pair() -> Vec<(String, Tensor)> {
+        let d = Device::cpu();
+        vec![
+            ("b".into(), Tensor::bf16_from_f32(&d, &[3], &[1.0, -2.5, 0.125]).unwrap()),
+            ("a".into(), Tensor::from_slice(&d, &[2, 2], &[1.0, 2.0, 3.0, 0.1]).unwrap()),
+        ]
+    }
+
+    #[test]
+    fn written_and_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned()), ("x".into(), "ü".into())]);
+        let mut tensors = pair();
+        write_safetensors(&path, &metadata, &tensors).unwrap();
+        let first = std::fs::read(&path).unwrap();
+        safetensors::SafeTensors::deserialize(&first).unwrap();
+        tensors.reverse();
+        write_safetensors(&path, &metadata, &tensors).unwrap();
+        assert_eq!(first, std::fs::read(&path).unwrap());
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1, "no temporary file is left");
+
+        let (file, d) = (SafeFile::open(&path).unwrap(), Device::cpu());
+        assert_eq!(file.metadata(), &metadata);
+        assert_eq!(file.names().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(file.shape("a").unwrap(), [2, 2]);
+        assert_eq!(file.tensor("a", &d).unwrap().f32(), [1.0, 2.0, 3.0, 0.1]);
+        assert_eq!(file.tensor("b", &d).unwrap().f32(), [1.0, -2.5, 0.125]);
+        let b = file.stored("b", &d).unwrap();
+        assert_eq!((b.dtype(), &*b.to_f32()), (DType::Bf16, &[1.0, -2.5, 0.125][..]));
+        assert_eq!(file.stored("a", &d).unwrap().dtype(), DType::F32);
+        assert_eq!(file.f64s("a").unwrap()[3], f64::from(0.1f32));
+    }
+
+    #[test]
+    fn every_dtype_is_read_and_others_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        let read = |dtype: &str, data: &[u8]| {
+            let n = data.len();
+            let header = format!(r#"{{"t":{{"dtype":"{dtype}","shape":[1],"data_offsets":[0,{n}]}}}}"#);
+            std::fs::write(&path, raw(&header, data)).unwrap();
+            SafeFile::open(&path).unwrap()
+        };
+        let d = Device::cpu();
+        let f = read("F64", &1.5f64.to_le_bytes());
+        assert_eq!((f.f64s("t").unwrap()[0], f.tensor("t", &d).unwrap().f32()[0]), (1.5, 1.5));
+        let f = read("F16", &f16::from_f32(0.75).to_le_bytes());
+        assert_eq!((f.f64s("t").unwrap()[0], f.tensor("t", &d).unwrap().f32()[0]), (0.75, 0.75));
+        assert_eq!(read("I32", &(-7i32).to_le_bytes()).f64s("t").unwrap(), [-7.0]);
+        let f = read("I64", &9i64.to_le_bytes());
+        assert_eq!(f.f64s("t").unwrap(), [9.0]);
+        assert!(f.tensor("t", &d).unwrap_err().to_string().contains("`t` is I64"));
+        assert!(read("U8", &[1]).f64s("t").unwrap_err().to_string().contains("U8"));
+        assert!(f.shape("tt").unwrap_err().to_string().contains("did you mean `t`"));
+    }
+
+    #[test]
+    fn damaged_files_are_refused_in_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        let error = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            SafeFile::open(&path).err().expect("damaged").to_string()
+        };
+        assert!(error(b"").contains("has 0 bytes"));
+        assert!(error(b"hello").contains("has 5 bytes"));
+        assert!(error(b"a picture, say").contains("not a safetensors"));
+        write_safetensors(&path, &BTreeMap::new(), &pair()).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 0..whole.len() {
+            assert!(error(&whole[..cut]).contains("w.safetensors"), "cut at {cut}");
+        }
+        let e = error(&whole[..whole.len() - 3]);
+        assert!(e.contains("22 bytes") && e.contains("19"), "{e}");
+        assert!(error(&[&whole[..], &[0]].concat()).contains("belong to no tensor"));
+        assert!(error(&whole[..40]).contains("truncated"));
+        let mut long = whole.clone();
+        long[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(error(&long).contains(&u64::MAX.to_string()));
+        for header in [
+            r#"{"t":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#,
+            r#"{"t":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
+            r#"{"t":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,4]}}"#,
+            r#"{"t":{"dtype":"F32","shape":[1],"data_offsets":[18446744073709551612,18446744073709551615]}}"#,
+            r#"{"t":{"dtype":"F33","shape":[1],"data_offsets":[0,4]}}"#,
+            r#"{"t":4}"#,
+            r#"{"t""#,
+        ] {
+            assert!(error(&raw(header, &[0; 4])).contains("header"), "{header}");
+        }
+    }
+
+    #[test]
+    fn shards() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let open = || Folder::open(dir.path());
+        let error = || open().err().expect("incomplete").to_string();
+        assert!(error().contains("no .safetensors"));
+        let tensors = pair();
+        write_safetensors(at("m-1.safetensors"), &BTreeMap::new(), &tensors[..1]).unwrap();
+        assert_eq!(open().unwrap().names().collect::<Vec<_>>(), ["b"]);
+        write_safetensors(at("m-2.safetensors"), &BTreeMap::new(), &tensors[1..]).unwrap();
+        assert!(error().contains("2 .safetensors files and no"));
+
+        let index = |text: &str| std::fs::write(at("m.safetensors.index.json"), text).unwrap();
+        index(r#"{"metadata": {}, "weight_map": {"a": "m-2.safetensors", "b": "m-1.safetensors"}}"#);
+        let folder = open().unwrap();
+        assert_eq!(folder.tensor("a", &Device::cpu()).unwrap().f32()[2], 3.0);
+        assert_eq!(folder.stored("b", &Device::cpu()).unwrap().dtype(), DType::Bf16);
+        folder.expect(&[("a".into(), vec![2, 2])]).unwrap();
+        let e = folder.expect(&[("a".into(), vec![4])]).unwrap_err().to_string();
+        assert!(e.contains("[2, 2]") && e.contains("[4]") && e.contains("m-2"), "{e}");
+        assert!(folder.shape("c").unwrap_err().to_string().contains("`c`"));
+
+        index(r#"{"weight_map": {"a": "m-1.safetensors"}}"#);
+        assert!(error().contains("promises tensor `a` in m-1.safetensors"));
+        index(r#"{"weight_map": {"a": "m-3.safetensors"}}"#);
+        assert!(error().contains("puts tensor `a` into m-3.safetensors, which is missing"));
+        index(r#"{"weight_map": {"a": "../m-1.safetensors"}}"#);
+        assert!(error().contains("plain file name"));
+        index("[]");
+        assert!(error().contains("shard index"));
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        write_atomic(&path, b"old").unwrap();
+        let torn = |out: &mut dyn Write| {
+            out.write_all(b"ne")?;
+            Err(std::io::Error::other("disk full"))
+        };
+        assert!(replace(&path, torn).unwrap_err().to_string().contains("disk full"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+        assert!(write_atomic(dir.path().join("none/x"), b"").unwrap_err().to_string().contains("none"));
+        let twice = [pair().remove(0), pair().remove(0)];
+        assert!(write_safetensors(&path, &BTreeMap::new(), &twice).unwrap_err().to_string().contains("`b`"));
+    }
+}

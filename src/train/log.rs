@@ -1,0 +1,226 @@
+//! What a run leaves to read: one JSON object per step, a summary at the end, and the memory it took.
+
+use crate::flux::weights::write_atomic;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// A log of one JSON object per line, appended to; each line is handed to the system whole before the call returns.
+///
+/// Numbers that are not finite become `null`: JSON has no word for them.
+pub struct JsonlLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl JsonlLog {
+    /// Opens `path` to append, making it if absent. A last line without an end, as a kill can leave it, is cut off.
+    pub fn append(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let file = open(&path).map_err(Error::io(&path))?;
+        Ok(Self { path, file })
+    }
+
+    /// Appends `entry` as one line.
+    pub fn write(&mut self, entry: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_vec(entry)
+            .map_err(|e| Error::format(&self.path, format!("the entry is not JSON: {e}")))?;
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(Error::io(&self.path))
+    }
+
+    /// The log's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn open(path: &Path) -> std::io::Result<File> {
+    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    let length = file.metadata()?.len();
+    // Reads backwards in pieces until the last line's end.
+    let (mut end, mut piece) = (length, [0u8; 4096]);
+    while end > 0 {
+        let start = end.saturating_sub(piece.len() as u64);
+        let part = &mut piece[..(end - start) as usize];
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(part)?;
+        if let Some(at) = part.iter().rposition(|&b| b == b'\n') {
+            end = start + at as u64 + 1;
+            break;
+        }
+        end = start;
+    }
+    if end < length {
+        file.set_len(end)?;
+    }
+    Ok(file)
+}
+
+/// One finished stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageSummary {
+    /// Its name.
+    pub name: String,
+    /// Optimizer updates done.
+    pub steps: usize,
+    /// Wall time, in seconds.
+    pub seconds: f64,
+    /// Loss of the first step.
+    pub first_loss: f64,
+    /// Loss of the last step.
+    pub last_loss: f64,
+}
+
+/// The metrics of one method over the held-out crops (METHOD §9).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalRow {
+    /// PSNR on luma, in dB; higher is better.
+    pub psnr_y: f64,
+    /// SSIM on luma; 1 is perfect.
+    pub ssim_y: f64,
+    /// Two-dimensional log-spectral distance on luma, in dB; 0 is perfect.
+    pub lsd_db: f64,
+    /// RMS over rings of the set-mean log power ratio, in dB; 0 is perfect.
+    pub rlsd_db: f64,
+    /// High-frequency energy over the ground truth's; 1 is right.
+    pub hf_ratio: f64,
+}
+
+/// The evaluation, a row per method; rows of stages that did not run are absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Eval {
+    /// Plain bicubic upscaling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bicubic: Option<EvalRow>,
+    /// The base model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<EvalRow>,
+    /// With the super-resolution adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sft: Option<EvalRow>,
+    /// With the preference adapter besides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asdpo: Option<EvalRow>,
+}
+
+impl Eval {
+    /// The rows there are, in order, with their names.
+    pub fn rows(&self) -> impl Iterator<Item = (&'static str, EvalRow)> {
+        [("bicubic", self.bicubic), ("base", self.base), ("sft", self.sft), ("asdpo", self.asdpo)]
+            .into_iter()
+            .filter_map(|(name, row)| Some((name, row?)))
+    }
+}
+
+/// What a run did and what came of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The stages, in the order they ran.
+    pub stages: Vec<StageSummary>,
+    /// The evaluation.
+    pub eval: Eval,
+    /// Names of the images kept out of training.
+    pub held_out: Vec<String>,
+    /// Most resident memory, in MiB; see [`peak_rss_mb`].
+    pub peak_rss_mb: Option<f64>,
+    /// Wall time of the whole run, in seconds.
+    pub wall_s: f64,
+    /// The run's seed.
+    pub seed: u64,
+    /// The engine's version.
+    pub version: String,
+}
+
+impl Summary {
+    /// The version to record: this crate's.
+    pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+    /// Writes the summary as indented JSON, complete or not at all.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let text = serde_json::to_string_pretty(self).map_err(|e| Error::format(path, e.to_string()))?;
+        write_atomic(path, format!("{text}\n").as_bytes())
+    }
+
+    /// Reads a summary.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        serde_json::from_str(&text).map_err(|e| Error::format(path, format!("not a run's summary: {e}")))
+    }
+}
+
+/// The most memory this process ever had resident, in MiB (Linux's `VmHWM`); `None` where the system does not say.
+pub fn peak_rss_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_appended_and_a_torn_one_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        let text = || std::fs::read_to_string(&path).unwrap();
+        let mut log = JsonlLog::append(&path).unwrap();
+        log.write(&serde_json::json!({"step": 0, "loss": 0.5})).unwrap();
+        assert_eq!(text(), "{\"step\":0,\"loss\":0.5}\n", "on disk before the log is dropped");
+        drop(log);
+        for torn in ["{\"step\":1,\"lo".to_owned(), "x".repeat(10_000)] {
+            std::fs::write(&path, format!("{{\"step\":0,\"loss\":0.5}}\n{torn}")).unwrap();
+            let mut log = JsonlLog::append(&path).unwrap();
+            log.write(&serde_json::json!({"loss": f32::NAN})).unwrap();
+            assert_eq!(text(), "{\"step\":0,\"loss\":0.5}\n{\"loss\":null}\n");
+        }
+        std::fs::write(&path, "torn").unwrap();
+        JsonlLog::append(&path).unwrap();
+        assert_eq!(text(), "");
+        let e = JsonlLog::append(dir.path().join("no/log")).err().expect("no folder").to_string();
+        assert!(e.contains("log"), "{e}");
+    }
+
+    #[test]
+    fn a_summary_has_exactly_these_keys() {
+        let row = EvalRow { psnr_y: 22.8, ssim_y: 0.656, lsd_db: 21.2, rlsd_db: 6.91, hf_ratio: 0.17 };
+        let stage =
+            StageSummary { name: "base".into(), steps: 3, seconds: 1.5, first_loss: 2.0, last_loss: 1.0 };
+        let eval = Eval { bicubic: Some(row), base: Some(row), ..Eval::default() };
+        let s = Summary {
+            stages: vec![stage],
+            eval,
+            held_out: vec!["leaf-1".into()],
+            peak_rss_mb: peak_rss_mb(),
+            wall_s: 2.0,
+            seed: 7,
+            version: Summary::VERSION.into(),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("summary.json");
+        s.save(&path).unwrap();
+        assert_eq!(Summary::load(&path).unwrap(), s);
+        let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let keys =
+            |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+        assert_eq!(keys(&json), "stages eval held_out peak_rss_mb wall_s seed version");
+        assert_eq!(keys(&json["stages"][0]), "name steps seconds first_loss last_loss");
+        assert_eq!(keys(&json["eval"]), "bicubic base");
+        assert_eq!(keys(&json["eval"]["base"]), "psnr_y ssim_y lsd_db rlsd_db hf_ratio");
+        assert_eq!(s.eval.rows().map(|r| r.0).collect::<Vec<_>>(), ["bicubic", "base"]);
+        assert!(Summary::load(dir.path().join("none")).unwrap_err().to_string().contains("none"));
+    }
+
+    #[test]
+    fn memory_is_reported_on_linux() {
+        if cfg!(target_os = "linux") {
+            assert!(peak_rss_mb().is_some_and(|mb| mb > 1.0));
+        }
+    }
+}

@@ -1,0 +1,485 @@
+//! Every option of a run, defined once: key, type, default, range, description and the sections that have it.
+//!
+//! The tables at the end of this file are all there is to edit; structs, config file, `--set`, help text and
+//! [`Config::to_toml`](super::Config::to_toml) come from them. A line reads
+//! `key: type = default => [Section: its default, …], range, only [Section, …];`.
+
+use crate::error::did_you_mean;
+use crate::flux::schedule::LrSchedule;
+use std::ops::RangeInclusive;
+use toml::Value;
+
+/// Names an enumeration's values in the config file.
+macro_rules! choice {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)+ })+) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+        field_names!($name { $($variant = $text,)+ });
+    )+};
+}
+
+/// How an enumeration is written and read.
+macro_rules! field_names {
+    ($name:ident { $($variant:ident = $text:literal,)+ }) => {
+        impl Named for $name {
+            const ALL: &'static [(&'static str, Self)] = &[$(($text, Self::$variant),)+];
+        }
+        impl Field for $name {
+            fn kind() -> String {
+                names::<Self>()
+            }
+            fn read(value: &Value) -> Result<Self, String> {
+                let text = value.as_str().unwrap_or_default();
+                Self::ALL.iter().find(|(n, _)| *n == text).map(|&(_, v)| v).ok_or_else(|| {
+                    let hint = did_you_mean(text, Self::ALL.iter().map(|c| c.0));
+                    format!("wanted one of {}{hint}", names::<Self>())
+                })
+            }
+            fn write(&self) -> Value {
+                Value::String(self.name().into())
+            }
+        }
+    };
+}
+
+/// An enumeration whose values have names in the config file.
+pub trait Named: Sized + Copy + PartialEq + 'static {
+    /// Every value with its name.
+    const ALL: &'static [(&'static str, Self)];
+    /// The name of this value.
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, v)| *v == self).map_or("", |(n, _)| n)
+    }
+}
+
+fn names<T: Named>() -> String {
+    T::ALL.iter().map(|(n, _)| format!("\"{n}\"")).collect::<Vec<_>>().join(" | ")
+}
+
+/// A type an option can have.
+pub(super) trait Field: Sized {
+    /// What to call it in help and messages.
+    fn kind() -> String;
+    fn read(value: &Value) -> Result<Self, String>;
+    fn write(&self) -> Value;
+}
+
+impl Field for bool {
+    fn kind() -> String {
+        "true | false".into()
+    }
+    fn read(value: &Value) -> Result<Self, String> {
+        value.as_bool().ok_or_else(|| "wanted true or false".into())
+    }
+    fn write(&self) -> Value {
+        Value::Boolean(*self)
+    }
+}
+
+macro_rules! integers {
+    ($($t:ty)+) => {$(
+        impl Field for $t {
+            fn kind() -> String {
+                "integer".into()
+            }
+            fn read(value: &Value) -> Result<Self, String> {
+                let v = value.as_integer().ok_or("wanted a whole number")?;
+                Self::try_from(v).map_err(|_| "wanted a whole number from 0".into())
+            }
+            fn write(&self) -> Value {
+                // Ranges keep every integer option below 2⁶³, TOML's limit.
+                Value::Integer(i64::try_from(*self).unwrap_or(i64::MAX))
+            }
+        }
+    )+};
+}
+integers!(usize u64);
+
+impl Field for f32 {
+    fn kind() -> String {
+        "number".into()
+    }
+    fn read(value: &Value) -> Result<Self, String> {
+        let wide = value.as_float().or(value.as_integer().map(|i| i as f64)).ok_or("wanted a number")?;
+        Ok(wide as f32)
+    }
+    fn write(&self) -> Value {
+        // Through its shortest decimal, so that 0.1 is written 0.1 and not 0.10000000149011612.
+        Value::Float(self.to_string().parse().unwrap_or(f64::from(*self)))
+    }
+}
+
+impl Field for String {
+    fn kind() -> String {
+        "text".into()
+    }
+    fn read(value: &Value) -> Result<Self, String> {
+        value.as_str().map(Into::into).ok_or_else(|| "wanted text in quotes".into())
+    }
+    fn write(&self) -> Value {
+        Value::String(self.clone())
+    }
+}
+
+impl<T: Field> Field for Vec<T> {
+    fn kind() -> String {
+        format!("list of {}", T::kind())
+    }
+    fn read(value: &Value) -> Result<Self, String> {
+        match value {
+            Value::Array(items) => items.iter().map(T::read).collect(),
+            // `--set run.stages=sft,asdpo`
+            Value::String(text) => {
+                text.split(',').map(|t| T::read(&Value::String(t.trim().into()))).collect()
+            }
+            _ => Err(format!("wanted a {}", Self::kind())),
+        }
+    }
+    fn write(&self) -> Value {
+        Value::Array(self.iter().map(T::write).collect())
+    }
+}
+
+impl<T: Field, const N: usize> Field for [T; N] {
+    fn kind() -> String {
+        format!("list of {N} × {}", T::kind())
+    }
+    fn read(value: &Value) -> Result<Self, String> {
+        let items = Vec::<T>::read(value)?;
+        let n = items.len();
+        items.try_into().map_err(|_| format!("wanted {N} values, these are {n}"))
+    }
+    fn write(&self) -> Value {
+        Value::Array(self.iter().map(T::write).collect())
+    }
+}
+
+/// What values an option may take, beyond its type.
+pub(super) trait Range<T> {
+    fn holds(&self, value: &T) -> bool;
+    /// In words; empty when everything goes.
+    fn words(&self) -> String;
+}
+
+/// Everything of the type.
+pub(super) struct Any;
+/// One of these words.
+pub(super) struct OneOf(&'static [&'static str]);
+/// Above the first, up to the second.
+pub(super) struct Above(f32, f32);
+/// Each item in this range.
+pub(super) struct Each<R>(R);
+
+impl<T> Range<T> for Any {
+    fn holds(&self, _: &T) -> bool {
+        true
+    }
+    fn words(&self) -> String {
+        String::new()
+    }
+}
+impl<T: PartialOrd + std::fmt::Display> Range<T> for RangeInclusive<T> {
+    fn holds(&self, value: &T) -> bool {
+        self.contains(value)
+    }
+    fn words(&self) -> String {
+        format!("{} to {}", self.start(), self.end())
+    }
+}
+impl Range<f32> for Above {
+    fn holds(&self, value: &f32) -> bool {
+        *value > self.0 && *value <= self.1
+    }
+    fn words(&self) -> String {
+        format!("more than {}, up to {}", self.0, self.1)
+    }
+}
+impl Range<String> for OneOf {
+    fn holds(&self, value: &String) -> bool {
+        self.0.contains(&value.as_str())
+    }
+    fn words(&self) -> String {
+        self.0.join(" | ")
+    }
+}
+impl<T, R: Range<T>, const N: usize> Range<[T; N]> for Each<R> {
+    fn holds(&self, value: &[T; N]) -> bool {
+        value.iter().all(|v| self.0.holds(v))
+    }
+    fn words(&self) -> String {
+        format!("each {}", self.0.words())
+    }
+}
+
+/// One option, described.
+#[derive(Clone, Debug)]
+pub struct OptionInfo {
+    /// Its key inside a section.
+    pub key: &'static str,
+    /// What it is, with its unit.
+    pub doc: String,
+    /// Its type in words.
+    pub kind: String,
+    /// Its range in words; may be empty.
+    pub range: String,
+    /// The sections that have it, each with its default.
+    pub sections: Vec<(Section, Value)>,
+}
+
+/// A struct of options that one or more sections of the file fill.
+pub(super) trait Group {
+    /// Every option of the group, in order.
+    fn table() -> Vec<OptionInfo>
+    where
+        Self: Sized;
+    fn get(&self, key: &str) -> Option<Value>;
+    /// Sets `key`; `Err` holds what is wrong with the value.
+    fn set(&mut self, key: &str, value: &Value) -> Result<(), String>;
+}
+
+macro_rules! options {
+    ($($(#[$gdoc:meta])* $group:ident in [$($section:ident),+] {
+        $($(#[doc = $doc:literal])+ $key:ident: $ty:ty = $default:expr
+            $(=> [$($over:ident: $value:expr),+])?, $range:expr $(, only [$($only:ident),+])?;)+
+    })+) => {$(
+        $(#[$gdoc])*
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct $group { $($(#[doc = $doc])+ pub $key: $ty,)+ }
+
+        impl $group {
+            const SECTIONS: &[Section] = &[$(Section::$section),+];
+
+            /// The defaults of one of the group's sections.
+            pub fn defaults(section: Section) -> Self {
+                Self { $($key: match section { $($(Section::$over => $value,)+)? _ => $default },)+ }
+            }
+        }
+
+        impl Group for $group {
+            fn table() -> Vec<OptionInfo> {
+                vec![$({
+                    let only: &[&[Section]] = &[$(&[$(Section::$only),+])?];
+                    let sections = only.first().copied().unwrap_or(Self::SECTIONS);
+                    OptionInfo {
+                        key: stringify!($key),
+                        doc: [$($doc),+].map(str::trim).join(" "),
+                        kind: <$ty>::kind(),
+                        range: Range::<$ty>::words(&$range),
+                        sections: sections.iter().map(|&s| (s, Self::defaults(s).$key.write())).collect(),
+                    }
+                }),+]
+            }
+            fn get(&self, key: &str) -> Option<Value> {
+                match key {
+                    $(stringify!($key) => Some(self.$key.write()),)+
+                    _ => None,
+                }
+            }
+            fn set(&mut self, key: &str, value: &Value) -> Result<(), String> {
+                match key {
+                    $(stringify!($key) => {
+                        let read = <$ty>::read(value)?;
+                        let range = $range;
+                        if !Range::<$ty>::holds(&range, &read) {
+                            return Err(format!("wanted {}", Range::<$ty>::words(&range)));
+                        }
+                        self.$key = read;
+                    })+
+                    _ => return Err("unknown".into()),
+                }
+                Ok(())
+            }
+        }
+    )+};
+}
+
+field_names!(LrSchedule {
+    Constant = "constant",
+    DecayHalf = "decay-half",
+});
+
+choice! {
+    /// A section of the config file.
+    Section {
+        /// The run as a whole.
+        Run = "run",
+        /// Images and their degradation.
+        Data = "data",
+        /// The transformer.
+        Model = "model",
+        /// Stage 1 of 4: the base model, all weights.
+        Base = "base",
+        /// Stage 2 of 4: the super-resolution adapter.
+        Sft = "sft",
+        /// Stage 3 of 4: the adversary's adapter.
+        Adversary = "adversary",
+        /// Stage 4 of 4: the preference adapter.
+        Asdpo = "asdpo",
+    }
+    /// A training stage.
+    StageName {
+        /// All weights, from nothing.
+        Base = "base",
+        /// The super-resolution adapter.
+        Sft = "sft",
+        /// The adapter that imitates a bad upscaler.
+        Adversary = "adversary",
+        /// The preference adapter, trained with AS-DPO.
+        Asdpo = "asdpo",
+    }
+    /// Which frequencies the Sobolev norm sums (METHOD §4).
+    Spectrum {
+        /// The whole plane: exact.
+        Full = "full",
+        /// The columns of a real FFT once each, as the reference does.
+        Half = "half",
+    }
+    /// The scale of the Sobolev weight (1+|k|²)^s.
+    SobolevWeight {
+        /// As it stands; β then belongs to one resolution.
+        Raw = "raw",
+        /// Divided by its mean over the plane; one β serves every size.
+        MeanOne = "mean-one",
+    }
+    /// Noise and noise level of the dataset loser.
+    LoserNoise {
+        /// Its own draw.
+        Own = "own",
+        /// The winner's.
+        Shared = "shared",
+    }
+    /// Where the adversarial loser comes from (METHOD §6).
+    AdversaryKind {
+        /// The adversary's adapter.
+        Lora = "lora",
+        /// The Riesz direction in closed form.
+        Riesz = "riesz",
+        /// There is none: plain (S-)DPO.
+        None = "none",
+    }
+}
+
+options! {
+    /// `[run]`
+    RunOptions in [Run] {
+        /// Seed of every random draw.
+        seed: u64 = 0, 0..=i64::MAX as u64;
+        /// The preset this configuration started from.
+        preset: String = "tiny".to_owned(), Any;
+        /// Worker threads; 0: one per core.
+        threads: usize = 0, 0..=4096;
+        /// Stages to run, in order.
+        stages: Vec<StageName> = vec![StageName::Base, StageName::Sft, StageName::Adversary, StageName::Asdpo], Any;
+        /// Held-out crops in the evaluation.
+        eval_crops: usize = 48, 1..=1_000_000;
+        /// Euler steps of the sampler in the evaluation.
+        eval_steps: usize = 8, 1..=1000;
+    }
+
+    /// `[data]`
+    DataOptions in [Data] {
+        /// Where images come from: "dead-leaves" (drawn by the program) or a folder of pictures.
+        source: String = "dead-leaves".to_owned(), Any;
+        /// Images in all, held-out ones included; of a folder 0 takes every one.
+        images: usize = 144, 0..=100_000_000;
+        /// Side of a drawn image, in pixels (dead leaves only).
+        image_size: usize = 192, 8..=16384;
+        /// Images kept out of training, for the evaluation.
+        held_out: usize = 24, 1..=1_000_000;
+        /// Side of a training crop, in pixels of the high-quality image.
+        crop: usize = 64, 8..=8192;
+        /// Super-resolution factor.
+        scale: usize = 4, 2..=16;
+        /// Least standard deviation of the Gaussian blur, in pixels.
+        blur_min: f32 = 0.2, 0.0..=10.0;
+        /// Greatest standard deviation of the Gaussian blur, in pixels.
+        blur_max: f32 = 1.5, 0.0..=10.0;
+        /// Greatest standard deviation of the noise, in units of 1/255.
+        noise_max: f32 = 3.0, 0.0..=255.0;
+        /// Least JPEG quality; 0 with jpeg_max = 0: no JPEG.
+        jpeg_min: usize = 0, 0..=100;
+        /// Greatest JPEG quality; 0 with jpeg_min = 0: no JPEG.
+        jpeg_max: usize = 0, 0..=100;
+        /// How the low-quality image is brought to the target size; stored with the adapter, used by inference too.
+        lq_resize: String = "torch_bicubic".to_owned(), OneOf(&["torch_bicubic", "torch_bilinear", "pil_bicubic"]);
+    }
+
+    /// `[model]`
+    ModelOptions in [Model] {
+        /// Width of the transformer.
+        dim: usize = 128, 8..=65536;
+        /// Attention heads.
+        heads: usize = 4, 1..=1024;
+        /// Double-stream blocks.
+        double: usize = 1, 0..=4096;
+        /// Single-stream blocks.
+        single: usize = 4, 1..=4096;
+        /// Width of an MLP's hidden layer over the transformer's width.
+        mlp_ratio: f32 = 4.0, Above(0.0, 64.0);
+        /// Head values turned by the text, row and column position; even, and summing to dim / heads.
+        axes: [usize; 3] = [4, 14, 14], Each(0..=4096);
+        /// Base of the rotary frequencies.
+        theta: f32 = 100.0, Above(1.0, 1e9);
+    }
+
+    /// What every training stage has: `[base]`, `[sft]`, `[adversary]`, `[asdpo]`.
+    StageOptions in [Base, Sft, Adversary, Asdpo] {
+        /// Optimizer updates.
+        steps: usize = 2570 => [Sft: 340, Adversary: 310, Asdpo: 80], 1..=100_000_000;
+        /// Samples per forward and backward.
+        batch: usize = 8 => [Asdpo: 4], 1..=65536;
+        /// Batches whose gradients are averaged into one update.
+        accumulation: usize = 1, 1..=65536;
+        /// Learning rate after the warm-up.
+        lr: f32 = 3e-3 => [Sft: 1e-3, Adversary: 2e-3, Asdpo: 5e-4], 0.0..=1.0;
+        /// Updates over which the learning rate rises from 0.
+        warmup: usize = 50 => [Sft: 20, Adversary: 20, Asdpo: 20], 0..=100_000_000;
+        /// The learning rate after the warm-up: constant, or falling to 0 over the second half.
+        schedule: LrSchedule = LrSchedule::DecayHalf => [Sft: LrSchedule::Constant, Adversary: LrSchedule::Constant], Any;
+        /// AdamW: decay of the first moment.
+        beta1: f32 = 0.9, 0.0..=0.9999;
+        /// AdamW: decay of the second moment.
+        beta2: f32 = 0.999 => [Base: 0.99], 0.0..=0.999999;
+        /// AdamW: added to the root of the second moment.
+        eps: f32 = 1e-8, Above(0.0, 1.0);
+        /// AdamW: decoupled weight decay, on matrices only.
+        weight_decay: f32 = 0.01, 0.0..=10.0;
+        /// Greatest norm of the gradient; 0: no clipping.
+        clip: f32 = 1.0, 0.0..=1e9;
+        /// Recompute activations in the backward pass instead of keeping them: less memory, more time, same bits.
+        recompute: bool = false, Any;
+        /// Rank of the stage's adapter.
+        rank: usize = 0 => [Sft: 16, Adversary: 16, Asdpo: 16], 1..=4096, only [Sft, Adversary, Asdpo];
+        /// The adapter's alpha; its output is scaled by alpha / rank.
+        alpha: f32 = 0.0 => [Sft: 16.0, Adversary: 16.0, Asdpo: 16.0], Above(0.0, 65536.0), only [Sft, Adversary, Asdpo];
+    }
+
+    /// What `[sft]` has besides: a degradation other than the base's, so that there is something to learn.
+    SftOptions in [Sft] {
+        /// Greatest blur in this stage, in pixels; 0: that of data.blur_max.
+        blur_max: f32 = 0.0, 0.0..=10.0;
+        /// Greatest noise in this stage, in units of 1/255; 0: that of data.noise_max.
+        noise_max: f32 = 0.0, 0.0..=255.0;
+    }
+
+    /// What `[asdpo]` has besides: the preference objective (METHOD §4 to §6).
+    PreferenceOptions in [Asdpo] {
+        /// DPO's β; the loss multiplies energy gaps by half of it. Belongs to a resolution where weight = "raw".
+        beta: f32 = 500.0, Above(0.0, 1e9);
+        /// Order of the Sobolev norm; 0: the plain mean squared error.
+        s: f32 = 1.5, 0.0..=8.0;
+        /// How far the adversarial loser lies from the winner towards the adversary's estimate.
+        lambda: f32 = 1.0, Above(0.0, 1.0);
+        /// Frequencies the norm sums: the whole plane, or those of a real FFT once each as the reference does.
+        spectrum: Spectrum = Spectrum::Full, Any;
+        /// The norm's weight as it stands, or divided by its mean over the plane.
+        weight: SobolevWeight = SobolevWeight::MeanOne, Any;
+        /// Noise and noise level of the dataset loser: its own draw, or the winner's.
+        loser_noise: LoserNoise = LoserNoise::Own, Any;
+        /// Where the adversarial loser comes from; "none" leaves the dataset loser alone.
+        adversary: AdversaryKind = AdversaryKind::Lora, Any;
+        /// Radius of the Riesz perturbation, in units of the root of the residual's energy (adversary = "riesz").
+        rho: f32 = 0.1, Above(0.0, 1e6);
+    }
+}

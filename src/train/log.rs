@@ -1,5 +1,6 @@
 //! What a run leaves to read: one JSON object per step, a summary at the end, and the memory it took.
 
+use crate::eval::Metrics;
 use crate::flux::weights::write_atomic;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -74,41 +75,26 @@ pub struct StageSummary {
     pub last_loss: f64,
 }
 
-/// The metrics of one method over the held-out crops (METHOD §9).
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EvalRow {
-    /// PSNR on luma, in dB; higher is better.
-    pub psnr_y: f64,
-    /// SSIM on luma; 1 is perfect.
-    pub ssim_y: f64,
-    /// Two-dimensional log-spectral distance on luma, in dB; 0 is perfect.
-    pub lsd_db: f64,
-    /// RMS over rings of the set-mean log power ratio, in dB; 0 is perfect.
-    pub rlsd_db: f64,
-    /// High-frequency energy over the ground truth's; 1 is right.
-    pub hf_ratio: f64,
-}
-
 /// The evaluation, a row per method; rows of stages that did not run are absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Eval {
     /// Plain bicubic upscaling.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub bicubic: Option<EvalRow>,
+    pub bicubic: Option<Metrics>,
     /// The base model.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub base: Option<EvalRow>,
+    pub base: Option<Metrics>,
     /// With the super-resolution adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sft: Option<EvalRow>,
+    pub sft: Option<Metrics>,
     /// With the preference adapter besides.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub asdpo: Option<EvalRow>,
+    pub asdpo: Option<Metrics>,
 }
 
 impl Eval {
     /// The rows there are, in order, with their names.
-    pub fn rows(&self) -> impl Iterator<Item = (&'static str, EvalRow)> {
+    pub fn rows(&self) -> impl Iterator<Item = (&'static str, Metrics)> {
         [("bicubic", self.bicubic), ("base", self.base), ("sft", self.sft), ("asdpo", self.asdpo)]
             .into_iter()
             .filter_map(|(name, row)| Some((name, row?)))
@@ -189,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_summary_has_exactly_these_keys() {
-        let row = EvalRow { psnr_y: 22.8, ssim_y: 0.656, lsd_db: 21.2, rlsd_db: 6.91, hf_ratio: 0.17 };
+        let row = Metrics { psnr_y: 22.8, ssim_y: 0.656, lsd_db: 21.2, rlsd_db: 6.91, hf_ratio: 0.17 };
         let stage =
             StageSummary { name: "base".into(), steps: 3, seconds: 1.5, first_loss: 2.0, last_loss: 1.0 };
         let eval = Eval { bicubic: Some(row), base: Some(row), ..Eval::default() };

@@ -1,0 +1,135 @@
+//! What the transformer computes with: base weights and adapters by module name, frozen or bound to trainable leaves.
+
+use super::config::FluxConfig;
+use super::lora::AdapterFile;
+use super::weights::Folder;
+use crate::autograd::{LeafId, ParamSet, Tape, Var};
+use crate::engine::{Device, Tensor};
+use crate::{Error, Result};
+use std::collections::HashMap;
+
+/// The base weights, named as in diffusers' `FluxTransformer2DModel`. f32 or bf16 each: the tensor's dtype is the seam
+/// for other storage formats, and `Linear` is the only op that reads it.
+pub struct Weights {
+    map: HashMap<String, (Tensor, Option<LeafId>)>,
+}
+
+impl Weights {
+    /// Frozen weights of `config` from a diffusers folder (sharded or not), every one checked for presence and shape.
+    pub fn load(folder: &Folder, config: &FluxConfig, device: &Device) -> Result<Self> {
+        let mut map = HashMap::new();
+        for (name, shape) in config.parameters() {
+            let tensor = folder.tensor(&name, device)?;
+            if tensor.shape() != shape {
+                let detail = format!("{name} has shape {:?}, config.json makes it {shape:?}", tensor.shape());
+                return Err(Error::shape("weights", detail));
+            }
+            map.insert(name, (tensor, None));
+        }
+        Ok(Self { map })
+    }
+
+    /// Views of trainable parameters; drop them before the optimizer writes.
+    pub fn trainable(params: &ParamSet) -> Self {
+        let entry = |(i, name): (usize, &String)| (name.clone(), (params.master(i), Some(LeafId(i))));
+        Self { map: params.names().iter().enumerate().map(entry).collect() }
+    }
+
+    /// Copies of parameters that will not train any more.
+    pub fn frozen(device: &Device, params: &ParamSet) -> Result<Self> {
+        let mut map = HashMap::new();
+        for (i, name) in params.names().iter().enumerate() {
+            let view = params.master(i);
+            map.insert(name.clone(), (Tensor::from_slice(device, view.shape(), view.f32())?, None));
+        }
+        Ok(Self { map })
+    }
+
+    /// The weight `name` as a variable of `tape`.
+    pub fn var(&self, tape: &Tape, name: &str) -> Result<Var> {
+        let (tensor, leaf) = self
+            .map
+            .get(name)
+            .ok_or_else(|| Error::Usage(format!("the model has no weight {name}: the weights do not fit the config")))?;
+        Ok(bind(tape, tensor, *leaf))
+    }
+
+    /// Name and tensor of every weight.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.map.iter().map(|(n, (t, _))| (n.as_str(), t))
+    }
+}
+
+fn bind(tape: &Tape, tensor: &Tensor, leaf: Option<LeafId>) -> Var {
+    match leaf {
+        Some(id) => tape.param(tensor.clone(), id),
+        None => Var::constant(tensor.clone()),
+    }
+}
+
+struct Factors {
+    scale: f32,
+    a: Tensor,
+    b: Tensor,
+    leaves: Option<(LeafId, LeafId)>,
+}
+
+/// A LoRA adapter: `scale·B·A` per module.
+pub struct Adapter {
+    /// Its name, as in the reference (`base_sft`, `train_dpo`, `adv`).
+    pub name: String,
+    factors: HashMap<String, Factors>,
+}
+
+impl Adapter {
+    /// A frozen adapter from its file, every module weighted by `alpha/r` and `strength` on top.
+    pub fn frozen(file: &AdapterFile, strength: f32) -> Self {
+        let factors = file
+            .modules
+            .iter()
+            .map(|(name, m)| {
+                let f = Factors { scale: m.scaling() * strength, a: m.a.clone(), b: m.b.clone(), leaves: None };
+                (name.clone(), f)
+            })
+            .collect();
+        Self { name: file.name.clone(), factors }
+    }
+
+    /// Views of the trainable parameters `<name>.<module>.lora_A.weight` and `…lora_B.weight`, weighted by `scale`;
+    /// drop the adapter before the optimizer writes.
+    pub fn trainable(name: &str, scale: f32, params: &ParamSet) -> Result<Self> {
+        let mut factors = HashMap::new();
+        for full in params.names() {
+            let Some(module) = full.strip_prefix(name).and_then(|n| n.strip_prefix('.')) else { continue };
+            let Some(module) = module.strip_suffix(".lora_A.weight") else { continue };
+            let find = |half: &str| {
+                let full = format!("{name}.{module}.{half}.weight");
+                params.find(&full).ok_or_else(|| Error::Usage(format!("adapter {name} lacks {full}")))
+            };
+            let (a, b) = (find("lora_A")?, find("lora_B")?);
+            let f = Factors { scale, a: params.master(a.0), b: params.master(b.0), leaves: Some((a, b)) };
+            factors.insert(module.to_owned(), f);
+        }
+        Ok(Self { name: name.to_owned(), factors })
+    }
+
+    /// Scale, A and B on `module`, if the adapter acts there.
+    pub(super) fn on(&self, tape: &Tape, module: &str) -> Option<(f32, Var, Var)> {
+        let f = self.factors.get(module)?;
+        let (a, b) = (f.leaves.map(|l| l.0), f.leaves.map(|l| l.1));
+        Some((f.scale, bind(tape, &f.a, a), bind(tape, &f.b, b)))
+    }
+}
+
+/// Trainable parameters that start as the adapters in `files`, under the names [`Adapter::trainable`] looks for.
+pub fn adapter_params(device: &Device, files: &[&AdapterFile]) -> Result<ParamSet> {
+    let mut params = Vec::new();
+    for file in files {
+        for (module, m) in &file.modules {
+            for (half, t) in [("lora_A", &m.a), ("lora_B", &m.b)] {
+                params.push((format!("{}.{module}.{half}.weight", file.name), t.shape().to_vec(), t.f32().to_vec()));
+            }
+        }
+    }
+    ParamSet::new(device, params)
+}

@@ -1,0 +1,408 @@
+//! FLUX's transformer with a condition branch.
+//!
+//! Two streams: `txt` `[B, T, D]`, and the image tokens followed by the condition tokens, `x` `[B, N + Nc, D]`, which share
+//! their weights. Adapters act on condition tokens only. What is exact and cheaper is done: one text token may stand
+//! for many (`text_multiplicity`), the condition's modulation is computed once per adapter set, and of the last single
+//! block only what reaches the output: keys and values of text and condition, everything of the image.
+
+use super::config::FluxConfig;
+use super::params::{Adapter, Weights};
+use crate::autograd::{Tape, Var};
+use crate::engine::Tensor;
+use crate::ops::attention::{Attention, GroupBias};
+use crate::ops::concat::{Concat, Narrow};
+use crate::ops::embed::{RopeTable, sinusoid};
+use crate::ops::linear::{Epilogue, Linear, Lora};
+use crate::ops::modulate::LnModulate;
+use crate::ops::qk_norm_rope::QkNormRope;
+use crate::ops::silu::Silu;
+use crate::ops::{AdapterSet, ModSource, RowMap, TokenLayout};
+use crate::{Error, Result};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Text tokens of the reference's (zero) prompt in training: all equal, so one that counts 512 times is the same.
+pub const TEXT_TOKENS: usize = 512;
+
+/// The model: structure, weights and adapters, by reference.
+#[derive(Clone, Copy)]
+pub struct Flux<'a> {
+    /// The structure.
+    pub config: &'a FluxConfig,
+    /// The base weights.
+    pub weights: &'a Weights,
+    /// The adapters that [`AdapterSet`]s index.
+    pub adapters: &'a [Adapter],
+}
+
+/// What one forward pass is given. Times are σ and guidance as the reference passes them (×1000 inside).
+pub struct Inputs {
+    /// Noisy packed latents `[B, N, in_channels]`.
+    pub img: Var,
+    /// Packed condition latents `[B, Nc, in_channels]`, if the model is conditioned.
+    pub cond: Option<Var>,
+    /// Text embeddings `[B, T, joint]`.
+    pub txt: Var,
+    /// Pooled text embedding `[B, pooled]`.
+    pub pooled: Var,
+    /// Noise level σ of each sample.
+    pub sigma: Vec<f32>,
+    /// Guidance of each sample.
+    pub guidance: Vec<f32>,
+    /// Position ids of the image tokens (the condition's are the same).
+    pub img_ids: Arc<[[f32; 3]]>,
+    /// Position ids of the text tokens.
+    pub txt_ids: Arc<[[f32; 3]]>,
+    /// How many equal text tokens each text token stands for (512 in training, with T = 1; 1 otherwise).
+    pub text_multiplicity: f32,
+    /// Bias between token groups, if any (condition strength, block masks).
+    pub groups: Option<GroupBias>,
+    /// Which adapters act on which sample.
+    pub adapters: Arc<AdapterSet>,
+    /// Adapters act on image tokens too (`latent_lora`; what a plain diffusers + PEFT model does).
+    pub adapt_image: bool,
+    /// Keep only each block's inputs for backward and compute its inside again.
+    pub recompute: bool,
+}
+
+/// Ids of an `h × w` grid of tokens: (0, row, column).
+pub fn grid_ids(h: usize, w: usize) -> Arc<[[f32; 3]]> {
+    (0..h * w).map(|i| [0.0, (i / w) as f32, (i % w) as f32]).collect()
+}
+
+/// What every block needs to know; shapes and tables, no activations.
+#[derive(Clone)]
+struct Plan {
+    layout: TokenLayout,
+    /// Modulation of the stream, and of the text.
+    stream: ModSource,
+    text: ModSource,
+    /// Adapters on the stream's tokens, and on the rows of the condition's modulation.
+    lora_tokens: Range<usize>,
+    set: Arc<AdapterSet>,
+    row_set: Arc<AdapterSet>,
+    rope: Arc<RopeTable>,
+    rope_txt: Arc<RopeTable>,
+    attention: Attention,
+}
+
+/// The activations between blocks.
+struct State {
+    x: Var,
+    txt: Var,
+    /// SiLU of the time embedding; of the condition's.
+    emb: Var,
+    cond_emb: Option<Var>,
+}
+
+impl<'a> Flux<'a> {
+    /// The velocity `[B, N, out_channels]`.
+    pub fn forward(&'a self, tape: &Tape<'a>, inputs: &Inputs) -> Result<Var> {
+        self.forward_observed(tape, inputs, &mut |_, _| {})
+    }
+
+    /// [`Flux::forward`], showing intermediate values to `observe` under the golden vectors' names.
+    pub fn forward_observed(
+        &'a self,
+        tape: &Tape<'a>,
+        inputs: &Inputs,
+        observe: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Var> {
+        let (plan, mut s) = self.begin(tape, inputs, observe)?;
+        for block in 0..self.config.num_layers {
+            s = self.block(tape, inputs.recompute, &plan, s, move |flux, tape, plan, s| flux.double_block(tape, plan, s, block))?;
+            observe(&format!("mid.block{block}_txt"), s.txt.value());
+            observe(&format!("mid.block{block}_img"), s.x.value());
+        }
+        for block in 0..self.config.num_single_layers {
+            s = self.block(tape, inputs.recompute, &plan, s, move |flux, tape, plan, s| flux.single_block(tape, plan, s, block))?;
+            if block + 1 < self.config.num_single_layers {
+                observe(&format!("mid.single{block}.txt"), s.txt.value());
+                observe(&format!("mid.single{block}.img"), s.x.value());
+            }
+        }
+        let modulation = self.linear(tape, "norm_out.linear", &s.emb, Epilogue::None, &[], None)?;
+        let last = LnModulate { source: ModSource::per_sample(inputs.sigma.len()), shift: 1, scale: 0 };
+        let img = if s.x.value().shape()[1] > plan.layout.img {
+            tape.one(Narrow { axis: 1, range: 0..plan.layout.img }, &[&s.x])?
+        } else {
+            s.x
+        };
+        let y = tape.one(last, &[&img, &modulation])?;
+        self.linear(tape, "proj_out", &y, Epilogue::None, &[], None)
+    }
+
+    /// Embeddings, tables, and the plan of the blocks.
+    fn begin(&self, tape: &Tape<'a>, inputs: &Inputs, observe: &mut dyn FnMut(&str, &Tensor)) -> Result<(Plan, State)> {
+        let c = self.config;
+        let plan = self.plan(inputs)?;
+        let stream = match &inputs.cond {
+            Some(cond) => tape.one(Concat { axis: 1 }, &[&inputs.img, cond])?,
+            None => inputs.img.clone(),
+        };
+        let lora = Some((plan.lora_tokens.clone(), &plan.set));
+        let x = self.linear(tape, "x_embedder", &stream, Epilogue::None, &[], lora)?;
+        let txt = self.linear(tape, "context_embedder", &inputs.txt, Epilogue::None, &[], None)?;
+        let emb = self.time_embedding(tape, &inputs.sigma, &inputs.guidance, &inputs.pooled)?;
+        observe("mid.temb", emb.value());
+        let emb = tape.one(Silu, &[&emb])?;
+        let cond_emb = match &inputs.cond {
+            None => None,
+            Some(_) => {
+                let rows = plan.row_set.of_sample.len();
+                let pooled = Var::constant(inputs.pooled.value().leading(rows));
+                let pooled = if rows == inputs.sigma.len() { inputs.pooled.clone() } else { pooled };
+                let e = self.time_embedding(tape, &vec![0.0; rows], &inputs.guidance[..rows], &pooled)?;
+                Some(tape.one(Silu, &[&e])?)
+            }
+        };
+        debug_assert_eq!(x.value().width(), c.dim());
+        Ok((plan, State { x, txt, emb, cond_emb }))
+    }
+
+    fn plan(&self, inputs: &Inputs) -> Result<Plan> {
+        const OP: &str = "flux";
+        let c = self.config;
+        let tokens = |v: &Var| v.value().shape().get(1).copied().unwrap_or(0);
+        let (batch, img, cond) = (inputs.sigma.len(), tokens(&inputs.img), inputs.cond.as_ref().map_or(0, tokens));
+        let layout = TokenLayout { txt: tokens(&inputs.txt), img, cond };
+        inputs.img.value().expect(OP, "the noisy latents", &[batch, img, c.in_channels])?;
+        inputs.txt.value().expect(OP, "the text embedding", &[batch, layout.txt, c.joint_attention_dim])?;
+        inputs.pooled.value().expect(OP, "the pooled embedding", &[batch, c.pooled_projection_dim])?;
+        if let Some(v) = &inputs.cond {
+            v.value().expect(OP, "the condition", &[batch, img, c.in_channels])?;
+        }
+        if inputs.img_ids.len() != img || inputs.txt_ids.len() != layout.txt || inputs.guidance.len() != batch {
+            let detail = format!(
+                "{} image ids for {img} tokens, {} text ids for {} tokens, {} guidance values for batch {batch}",
+                inputs.img_ids.len(),
+                inputs.txt_ids.len(),
+                layout.txt,
+                inputs.guidance.len()
+            );
+            return Err(Error::shape(OP, detail));
+        }
+        // The condition's modulation depends on the sample only through its adapters, unless guidance or text differ.
+        let pooled = inputs.pooled.value();
+        let rows = pooled.f32().chunks_exact(pooled.width().max(1));
+        let same = inputs.guidance.windows(2).all(|g| g[0] == g[1]) && rows.clone().zip(rows.skip(1)).all(|(a, b)| a == b);
+        let shared = same && !inputs.pooled.tracked() && inputs.adapters.sets.len() <= batch;
+        let set = inputs.adapters.clone();
+        let (row_set, map): (Arc<AdapterSet>, RowMap) = if shared {
+            let each = AdapterSet { sets: set.sets.clone(), of_sample: (0..set.sets.len()).collect() };
+            (Arc::new(each), set.of_sample.clone().into())
+        } else {
+            (set.clone(), (0..batch).collect())
+        };
+        let mut ids = inputs.img_ids.to_vec();
+        if cond > 0 {
+            ids.extend_from_slice(&inputs.img_ids);
+        }
+        let text = ModSource::per_sample(batch);
+        let stream = ModSource { split: img, image: (0..batch).collect(), cond: (cond > 0).then_some(map) };
+        let log_m = inputs.text_multiplicity.ln();
+        let log_multiplicity =
+            (log_m != 0.0).then(|| (0..layout.total()).map(|i| if i < layout.txt { log_m } else { 0.0 }).collect());
+        Ok(Plan {
+            layout,
+            stream,
+            text,
+            lora_tokens: if inputs.adapt_image { 0..layout.stream() } else { img..layout.stream() },
+            set,
+            row_set,
+            rope: Arc::new(RopeTable::new(&ids, &c.axes_dims_rope, c.rope_theta)?),
+            rope_txt: Arc::new(RopeTable::new(&inputs.txt_ids, &c.axes_dims_rope, c.rope_theta)?),
+            attention: Attention { heads: c.num_attention_heads, layout, log_multiplicity, groups: inputs.groups },
+        })
+    }
+
+    /// `time(1000σ) + guidance(1000g) + pooled`, each an MLP with SiLU. `[rows, D]`
+    fn time_embedding(&self, tape: &Tape<'a>, sigma: &[f32], guidance: &[f32], pooled: &Var) -> Result<Var> {
+        let device = pooled.value().device();
+        let times = |v: &[f32]| Var::constant(sinusoid(device, &v.iter().map(|v| v * 1000.0).collect::<Vec<_>>()));
+        let mlp = |name: &str, x: &Var, sum: Option<&Var>| {
+            let h = self.linear(tape, &format!("time_text_embed.{name}.linear_1"), x, Epilogue::None, &[], None)?;
+            let h = tape.one(Silu, &[&h])?;
+            let name = format!("time_text_embed.{name}.linear_2");
+            match sum {
+                Some(sum) => self.linear(tape, &name, &h, Epilogue::Add, &[sum], None),
+                None => self.linear(tape, &name, &h, Epilogue::None, &[], None),
+            }
+        };
+        let mut e = mlp("timestep_embedder", &times(sigma), None)?;
+        if self.config.guidance_embeds {
+            e = mlp("guidance_embedder", &times(guidance), Some(&e))?;
+        }
+        mlp("text_embedder", pooled, Some(&e))
+    }
+
+    /// Runs a block, recorded in full or to be recomputed.
+    fn block(
+        &'a self,
+        tape: &Tape<'a>,
+        recompute: bool,
+        plan: &Plan,
+        s: State,
+        run: impl Fn(&'a Self, &Tape<'a>, &Plan, State) -> Result<(Var, Var)> + 'a,
+    ) -> Result<State> {
+        let (emb, cond_emb) = (s.emb.clone(), s.cond_emb.clone());
+        let (x, txt) = if recompute {
+            let plan = plan.clone();
+            let inputs: Vec<&Var> = [&s.x, &s.txt, &s.emb].into_iter().chain(&s.cond_emb).collect();
+            let mut out = tape.recompute(&inputs, move |tape, v| {
+                let state = State { x: v[0].clone(), txt: v[1].clone(), emb: v[2].clone(), cond_emb: v.get(3).cloned() };
+                let (x, txt) = run(self, tape, &plan, state)?;
+                Ok(vec![x, txt])
+            })?;
+            let txt = out.pop().expect("two outputs");
+            (out.pop().expect("two outputs"), txt)
+        } else {
+            run(self, tape, plan, s)?
+        };
+        Ok(State { x, txt, emb, cond_emb })
+    }
+
+    fn double_block(&self, tape: &Tape<'a>, plan: &Plan, s: State, block: usize) -> Result<(Var, Var)> {
+        let at = |name: &str| format!("transformer_blocks.{block}.{name}");
+        let on_stream = Some((plan.lora_tokens.clone(), &plan.set));
+        let m = self.modulation(tape, plan, &at("norm1.linear"), &s)?;
+        let mt = self.linear(tape, &at("norm1_context.linear"), &s.emb, Epilogue::None, &[], None)?;
+
+        let n = ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
+        let nt = ln(tape, &plan.text, &s.txt, std::slice::from_ref(&mt), 0, 1)?;
+        let lin = |name: &str, x: &Var| self.linear(tape, &at(name), x, Epilogue::None, &[], on_stream.clone());
+        let lin_t = |name: &str, x: &Var| self.linear(tape, &at(name), x, Epilogue::None, &[], None);
+        let q = self.norm_rope(tape, &at("attn.norm_q"), &lin("attn.to_q", &n)?, &plan.rope)?;
+        let k = self.norm_rope(tape, &at("attn.norm_k"), &lin("attn.to_k", &n)?, &plan.rope)?;
+        let v = lin("attn.to_v", &n)?;
+        let qt = self.norm_rope(tape, &at("attn.norm_added_q"), &lin_t("attn.add_q_proj", &nt)?, &plan.rope_txt)?;
+        let kt = self.norm_rope(tape, &at("attn.norm_added_k"), &lin_t("attn.add_k_proj", &nt)?, &plan.rope_txt)?;
+        let vt = lin_t("attn.add_v_proj", &nt)?;
+        let o = tape.apply(plan.attention.clone(), &[&q, &k, &v, &kt, &vt, &qt])?;
+
+        let gate = |chunk| Epilogue::Gate { source: plan.stream.clone(), chunk };
+        let gate_t = |chunk| Epilogue::Gate { source: plan.text.clone(), chunk };
+        let with = |resid: &Var, m: &[Var]| -> Vec<Var> { std::iter::once(resid).chain(m).cloned().collect() };
+        let mt = [mt];
+        let x = self.linear_v(tape, &at("attn.to_out.0"), &o[0], gate(2), &with(&s.x, &m), on_stream.clone())?;
+        let txt = self.linear_v(tape, &at("attn.to_add_out"), &o[1], gate_t(2), &with(&s.txt, &mt), None)?;
+
+        let n = ln(tape, &plan.stream, &x, &m, 3, 4)?;
+        let h = self.linear(tape, &at("ff.net.0.proj"), &n, Epilogue::Gelu, &[], on_stream.clone())?;
+        let x = self.linear_v(tape, &at("ff.net.2"), &h, gate(5), &with(&x, &m), on_stream)?;
+        let nt = ln(tape, &plan.text, &txt, &mt, 3, 4)?;
+        let h = self.linear(tape, &at("ff_context.net.0.proj"), &nt, Epilogue::Gelu, &[], None)?;
+        let txt = self.linear_v(tape, &at("ff_context.net.2"), &h, gate_t(5), &with(&txt, &mt), None)?;
+        Ok((x, txt))
+    }
+
+    fn single_block(&self, tape: &Tape<'a>, plan: &Plan, s: State, block: usize) -> Result<(Var, Var)> {
+        let at = |name: &str| format!("single_transformer_blocks.{block}.{name}");
+        let last = block + 1 == self.config.num_single_layers;
+        let m = self.modulation(tape, plan, &at("norm.linear"), &s)?;
+        let mt = &m[..1];
+        let n = ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
+        let nt = ln(tape, &plan.text, &s.txt, mt, 0, 1)?;
+        let lora = |tokens: Range<usize>| Some((tokens, &plan.set));
+        let all = plan.lora_tokens.clone();
+
+        let lin = |name: &str, x: &Var, tokens: &Range<usize>| {
+            self.linear(tape, &at(name), x, Epilogue::None, &[], lora(tokens.clone()))
+        };
+        let lin_t = |name: &str, x: &Var| self.linear(tape, &at(name), x, Epilogue::None, &[], None);
+        let (norm_q, norm_k) = (at("attn.norm_q"), at("attn.norm_k"));
+        let k = self.norm_rope(tape, &norm_k, &lin("attn.to_k", &n, &all)?, &plan.rope)?;
+        let v = lin("attn.to_v", &n, &all)?;
+        let kt = self.norm_rope(tape, &norm_k, &lin_t("attn.to_k", &nt)?, &plan.rope_txt)?;
+        let vt = lin_t("attn.to_v", &nt)?;
+
+        // Of the last block only image tokens go on.
+        let l = plan.layout;
+        let cut = last && l.cond > 0;
+        let (n, resid, rope, tokens) = if cut {
+            let img = || Narrow { axis: 1, range: 0..l.img };
+            let tokens = all.start.min(l.img)..l.img;
+            (tape.one(img(), &[&n])?, tape.one(img(), &[&s.x])?, Arc::new(plan.rope.leading(l.img)), tokens)
+        } else {
+            (n, s.x.clone(), plan.rope.clone(), all)
+        };
+        let q = self.norm_rope(tape, &norm_q, &lin("attn.to_q", &n, &tokens)?, &rope)?;
+        let out = |o: &Var, n: &Var, resid: &Var, m: &[Var], source: &ModSource, lora: Option<(Range<usize>, &Arc<AdapterSet>)>| {
+            let h = self.linear(tape, &at("proj_mlp"), n, Epilogue::Gelu, &[], lora.clone())?;
+            let both = tape.one(Concat { axis: 2 }, &[o, &h])?;
+            let gate = Epilogue::Gate { source: source.clone(), chunk: 2 };
+            let extra: Vec<Var> = std::iter::once(resid).chain(m).cloned().collect();
+            self.linear_v(tape, &at("proj_out"), &both, gate, &extra, lora)
+        };
+        if last {
+            let o = tape.one(plan.attention.clone(), &[&q, &k, &v, &kt, &vt])?;
+            let (source, m) = if cut { (&plan.text, mt) } else { (&plan.stream, &m[..]) };
+            return Ok((out(&o, &n, &resid, m, source, lora(tokens))?, s.txt));
+        }
+        let qt = self.norm_rope(tape, &norm_q, &lin_t("attn.to_q", &nt)?, &plan.rope_txt)?;
+        let o = tape.apply(plan.attention.clone(), &[&q, &k, &v, &kt, &vt, &qt])?;
+        let x = out(&o[0], &n, &resid, &m, &plan.stream, lora(tokens))?;
+        let txt = out(&o[1], &nt, &s.txt, mt, &plan.text, None)?;
+        Ok((x, txt))
+    }
+
+    /// The modulation tables of a block's stream: the image's, then the condition's.
+    fn modulation(&self, tape: &Tape<'a>, plan: &Plan, name: &str, s: &State) -> Result<Vec<Var>> {
+        let image_lora = (plan.lora_tokens.start == 0 && plan.layout.cond == 0).then_some((0..1, &plan.set));
+        let mut m = vec![self.linear(tape, name, &s.emb, Epilogue::None, &[], image_lora)?];
+        if let Some(e) = &s.cond_emb {
+            m.push(self.linear(tape, name, e, Epilogue::None, &[], Some((0..1, &plan.row_set)))?);
+        }
+        Ok(m)
+    }
+
+    fn norm_rope(&self, tape: &Tape<'a>, name: &str, x: &Var, table: &Arc<RopeTable>) -> Result<Var> {
+        let w = self.weights.var(tape, &format!("{name}.weight"))?;
+        tape.one(QkNormRope { table: table.clone() }, &[x, &w])
+    }
+
+    fn linear(
+        &self,
+        tape: &Tape<'a>,
+        module: &str,
+        x: &Var,
+        epilogue: Epilogue,
+        extra: &[&Var],
+        lora: Option<(Range<usize>, &Arc<AdapterSet>)>,
+    ) -> Result<Var> {
+        let extra: Vec<Var> = extra.iter().map(|&v| v.clone()).collect();
+        self.linear_v(tape, module, x, epilogue, &extra, lora)
+    }
+
+    /// The layer `module` with what its epilogue reads (`extra`), and those of the adapters that act on it.
+    fn linear_v(
+        &self,
+        tape: &Tape<'a>,
+        module: &str,
+        x: &Var,
+        epilogue: Epilogue,
+        extra: &[Var],
+        lora: Option<(Range<usize>, &Arc<AdapterSet>)>,
+    ) -> Result<Var> {
+        let w = self.weights.var(tape, &format!("{module}.weight"))?;
+        let bias = self.weights.var(tape, &format!("{module}.bias"))?;
+        let mut inputs = vec![x.clone(), w, bias];
+        inputs.extend_from_slice(extra);
+        let mut adapters = Vec::new();
+        if lora.as_ref().is_some_and(|(tokens, _)| !tokens.is_empty()) {
+            for (i, adapter) in self.adapters.iter().enumerate() {
+                if let Some((scale, a, b)) = adapter.on(tape, module) {
+                    adapters.push((i, scale));
+                    inputs.extend([a, b]);
+                }
+            }
+        }
+        let lora = lora.filter(|_| !adapters.is_empty()).map(|(tokens, set)| Lora { tokens, set: set.clone(), adapters });
+        tape.one(Linear { bias: true, epilogue, lora }, &inputs.iter().collect::<Vec<_>>())
+    }
+}
+
+fn ln<'a>(tape: &Tape<'a>, source: &ModSource, x: &Var, m: &[Var], shift: usize, scale: usize) -> Result<Var> {
+    let inputs: Vec<&Var> = std::iter::once(x).chain(m).collect();
+    tape.one(LnModulate { source: source.clone(), shift, scale }, &inputs)
+}

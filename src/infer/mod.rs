@@ -1,0 +1,9 @@
+//! From a low-quality image to a high-quality one: a trained model, a batch of tiles, a whole image of any size.
+//!
+//! Shares the model, the codec and the way LQ is brought to HQ size with training. Knows nothing of stages or optimizers.
+
+pub mod model;
+pub mod upscale;
+
+pub use model::Model;
+pub use upscale::{Tiling, upscale};

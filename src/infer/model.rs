@@ -1,0 +1,124 @@
+//! A trained run, ready to restore images.
+
+use crate::autograd::{Tape, Var};
+use crate::data::{HaarCodec, Image, torch_up};
+use crate::engine::{Device, Philox, Tensor};
+use crate::flux::config::FluxConfig;
+use crate::flux::lora::AdapterFile;
+use crate::flux::params::{Adapter, Weights};
+use crate::flux::sampler::{Conditions, sample};
+use crate::flux::transformer::{Flux, TEXT_TOKENS, grid_ids};
+use crate::flux::weights::Folder;
+use crate::ops::patch::{Pack, Unpack};
+use crate::{Error, Result};
+use std::path::Path;
+
+/// Super-resolution factor of the models this codec serves.
+pub const SCALE: usize = 4;
+
+/// Seed of the sampler's noise, the same before each image (the reference's).
+pub const SAMPLE_SEED: u64 = 42;
+
+/// Names of what a run directory holds.
+pub mod layout {
+    /// The base model: `config.json` and its weights.
+    pub const BASE: &str = "base";
+    /// The latent codec's statistics.
+    pub const CODEC: &str = "codec.json";
+    /// The super-resolution adapter.
+    pub const SFT: &str = "base_sft";
+    /// The adversary's adapter.
+    pub const ADVERSARY: &str = "adv";
+    /// The preference adapter.
+    pub const ASDPO: &str = "train_dpo";
+}
+
+/// Base weights, codec and the adapters to apply.
+pub struct Model {
+    /// The transformer's structure.
+    pub config: FluxConfig,
+    /// Pixels ↔ latents.
+    pub codec: HaarCodec,
+    /// The base weights.
+    pub weights: Weights,
+    /// All of them are applied.
+    pub adapters: Vec<Adapter>,
+}
+
+/// Reads a codec's statistics from a run directory.
+pub fn load_codec(run: &Path) -> Result<HaarCodec> {
+    let path = run.join(layout::CODEC);
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    serde_json::from_str(&text).map_err(|e| Error::format(&path, e.to_string()))
+}
+
+impl Model {
+    /// The model of a run directory with those of `adapters` (see [`layout`]) that it has.
+    pub fn open(run: &Path, adapters: &[&str], device: &Device) -> Result<Self> {
+        let base = run.join(layout::BASE);
+        let config = FluxConfig::load(&base)?;
+        let weights = Weights::load(&Folder::open(&base)?, &config, device)?;
+        let mut loaded = Vec::new();
+        for dir in adapters.iter().map(|name| run.join(name)).filter(|d| d.is_dir()) {
+            let file = AdapterFile::load(&dir, device)?;
+            file.validate(&config)?;
+            loaded.push(Adapter::frozen(&file, 1.0));
+        }
+        Ok(Self { config, codec: load_codec(run)?, weights, adapters: loaded })
+    }
+
+    /// Restores low-quality images of equal size in one batch, with `steps` Euler steps. `corners[i]` is the position
+    /// (row, column), in latent cells, of image `i` in the noise field: tiles of one image share it.
+    pub fn restore(
+        &self,
+        lq: &[Image],
+        corners: &[(usize, usize)],
+        steps: usize,
+        device: &Device,
+    ) -> Result<Vec<Image>> {
+        let Some(first) = lq.first() else { return Ok(Vec::new()) };
+        let block = self.codec.block();
+        let (h, w) = (first.height * SCALE / block, first.width * SCALE / block);
+        let c = self.codec.channels();
+        let mut cond = Vec::with_capacity(lq.len() * c * h * w);
+        let mut noise = Vec::with_capacity(cond.capacity());
+        for (image, &corner) in lq.iter().zip(corners) {
+            let up = torch_up(image, image.height * SCALE, image.width * SCALE).clamped();
+            let mut z = vec![0.0; c * h * w];
+            self.codec.encode(&up, &mut z)?;
+            cond.extend(z);
+            noise.extend(noise_window(c, h, w, corner));
+        }
+        let shape = [lq.len(), c, h, w];
+        let tape = Tape::no_grad();
+        let pack = |z: &[f32]| {
+            let planes = Var::constant(Tensor::from_slice(device, &shape, z)?);
+            Ok::<_, Error>(tape.one(Pack, &[&planes])?.value().clone())
+        };
+        let flux = Flux { config: &self.config, weights: &self.weights, adapters: &self.adapters };
+        let given = Conditions {
+            cond: pack(&cond)?,
+            txt: Tensor::zeros(device, &[lq.len(), 1, self.config.joint_attention_dim]),
+            pooled: Tensor::zeros(device, &[lq.len(), self.config.pooled_projection_dim]),
+            text_multiplicity: TEXT_TOKENS as f32,
+            img_ids: grid_ids(h / 2, w / 2),
+            guidance: 0.0,
+            adapters: (0..self.adapters.len()).collect(),
+        };
+        let x = sample(&flux, &pack(&noise)?, &given, steps, &mut |_, _, _| {})?;
+        let planes = tape.one(Unpack { height: h, width: w }, &[&Var::constant(x)])?;
+        let images = planes.value().f32().chunks_exact(c * h * w);
+        images.map(|z| Ok(self.codec.decode(z, h, w)?.clamped())).collect()
+    }
+}
+
+/// Noise `[c, h, w]` at `corner` of an endless field: cell (row, column) of a channel always draws the same value.
+fn noise_window(c: usize, h: usize, w: usize, (row, col): (usize, usize)) -> Vec<f32> {
+    let mut out = vec![0.0; c * h * w];
+    for (i, line) in out.chunks_exact_mut(w).enumerate() {
+        let (channel, y) = (i / h, row + i % h);
+        let stream = (channel as u64) << 32 | y as u64;
+        Philox::new(SAMPLE_SEED, stream).normals(col as u64, line);
+    }
+    out
+}

@@ -1,0 +1,306 @@
+//! The objectives as one forward pass each: from latents and noise to a loss on the tape.
+//!
+//! An AS-DPO step is (i) one no-grad adversary forward on the winners, (ii) the synthesis of the adversarial losers,
+//! (iii) ONE batched forward of policy and reference on winners, dataset losers and adversarial losers, whose leading
+//! half, the policy's, carries gradients.
+
+use crate::autograd::{Leaves, Tape, Var};
+use crate::engine::{Device, Tensor};
+use crate::flux::transformer::{Flux, Inputs, TEXT_TOKENS, grid_ids};
+use crate::losses::dpo::{Preference, Stats};
+use crate::losses::flow_matching::noised;
+use crate::losses::riesz::Riesz;
+use crate::ops::negative::CoupledNegative;
+use crate::ops::patch::{Pack, Unpack};
+use crate::ops::reduce::{Mean, MeanSquare};
+use crate::ops::sobolev::{Metric, SobolevGap, Spectrum};
+use crate::ops::{AdapterSet, dims4};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// How the 512 equal text tokens of training are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Text {
+    /// One token whose key counts 512 times: the same result.
+    Collapsed,
+    /// All of them, as the reference does.
+    Full,
+}
+
+/// How the model is run in training.
+#[derive(Clone, Copy, Debug)]
+pub struct Mode {
+    /// Text tokens.
+    pub text: Text,
+    /// Recompute blocks in backward.
+    pub recompute: bool,
+}
+
+/// Velocity `[B, C, H, W]` of noisy latents `x` `[B, C, H, W]` under condition tokens `cond` `[B, N, 4C]`: zero text,
+/// guidance 0.
+pub fn velocity<'a>(
+    flux: &'a Flux<'a>,
+    tape: &Tape<'a>,
+    x: &Var,
+    cond: &Tensor,
+    sigma: &[f32],
+    adapters: AdapterSet,
+    mode: Mode,
+) -> Result<Var> {
+    let [batch, _, height, width] = dims4("velocity", "the noisy latents", x.value())?;
+    let device = x.value().device();
+    let (txt, multiplicity) = match mode.text {
+        Text::Collapsed => (1, TEXT_TOKENS),
+        Text::Full => (TEXT_TOKENS, 1),
+    };
+    let inputs = Inputs {
+        img: tape.one(Pack, &[x])?,
+        cond: Some(Var::constant(cond.clone())),
+        txt: Var::constant(Tensor::zeros(device, &[batch, txt, flux.config.joint_attention_dim])),
+        pooled: Var::constant(Tensor::zeros(device, &[batch, flux.config.pooled_projection_dim])),
+        sigma: sigma.to_vec(),
+        guidance: vec![0.0; batch],
+        img_ids: grid_ids(height / 2, width / 2),
+        txt_ids: vec![[0.0; 3]; txt].into(),
+        text_multiplicity: multiplicity as f32,
+        groups: None,
+        adapters: Arc::new(adapters),
+        adapt_image: false,
+        recompute: mode.recompute,
+    };
+    tape.one(Unpack { height, width }, &[&flux.forward(tape, &inputs)?])
+}
+
+/// Flow matching: the mean over the batch of the mean squared error between velocity and `ε − x`.
+#[allow(clippy::too_many_arguments, reason = "model, tape, data, noise and how to run them")]
+pub fn flow_matching<'a>(
+    flux: &'a Flux<'a>,
+    tape: &Tape<'a>,
+    x: &Tensor,
+    cond: &Tensor,
+    noise: &Tensor,
+    sigma: &[f32],
+    adapters: AdapterSet,
+    mode: Mode,
+) -> Result<Var> {
+    let (x_sigma, target) = noised(x, noise, &sigma_tensor(x.device(), sigma)?)?;
+    let v = velocity(flux, tape, &Var::constant(x_sigma), cond, sigma, adapters, mode)?;
+    let per_sample = tape.one(MeanSquare, &[&v, &Var::constant(target)])?;
+    tape.one(Mean, &[&per_sample])
+}
+
+fn sigma_tensor(device: &Device, sigma: &[f32]) -> Result<Tensor> {
+    Tensor::from_slice(device, &[sigma.len()], sigma)
+}
+
+/// Where adversarial losers come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Adversary {
+    /// The trained adversary (AMG).
+    Lora,
+    /// The closed form of the paper's Eq. 19.
+    Riesz,
+    /// Dataset losers only (S-DPO).
+    None,
+}
+
+/// The preference objective's constants.
+#[derive(Clone, Debug)]
+pub struct AsDpo {
+    /// Measures residuals.
+    pub metric: Metric,
+    /// β/2.
+    pub beta_eff: f32,
+    /// Share λ of the adversary's estimate in its loser.
+    pub lambda: f32,
+    /// Where adversarial losers come from.
+    pub adversary: Adversary,
+    /// Radius ρ of the Riesz perturbation, in units of √E_s.
+    pub rho: f32,
+}
+
+impl AsDpo {
+    /// From the user's constants. The reference's half spectrum is plain MSE at s = 0; so is this one's.
+    pub fn new(mut metric: Metric, beta: f32, lambda: f32, adversary: Adversary, rho: f32) -> Self {
+        if metric.s == 0.0 {
+            metric.spectrum = Spectrum::Full;
+        }
+        Self { metric, beta_eff: 0.5 * beta, lambda, adversary, rho }
+    }
+}
+
+/// The adapters of each policy, as indices into [`Flux::adapters`].
+#[derive(Clone, Debug)]
+pub struct Policies {
+    /// Reference + the adapter being trained.
+    pub policy: Vec<usize>,
+    /// The frozen reference.
+    pub reference: Vec<usize>,
+    /// Reference + adversary.
+    pub adversary: Vec<usize>,
+}
+
+/// Pairs and their noise. Latents `[b, C, H, W]`, condition tokens `[b, N, 4C]`.
+pub struct Pairs {
+    /// HQ.
+    pub winner: Tensor,
+    /// LQ, resized.
+    pub loser: Tensor,
+    /// Condition.
+    pub cond: Tensor,
+    /// ε of the winners (and of their adversarial losers).
+    pub noise_winner: Tensor,
+    /// ε of the dataset losers.
+    pub noise_loser: Tensor,
+    /// σ of the winners.
+    pub sigma_winner: Vec<f32>,
+    /// σ of the dataset losers.
+    pub sigma_loser: Vec<f32>,
+}
+
+/// What a step computed. Batches of `streams·b`: winners, dataset losers, adversarial losers (if any).
+pub struct Outcome {
+    /// The loss.
+    pub loss: Var,
+    /// Its parts.
+    pub stats: Stats,
+    /// The policy's velocities.
+    pub v_policy: Tensor,
+    /// The reference's velocities.
+    pub v_reference: Tensor,
+    /// Target velocities.
+    pub target: Tensor,
+    /// The adversary's velocity at the winners, if there is a LoRA adversary.
+    pub v_adversary: Option<Tensor>,
+    /// Clean adversarial losers and their noisy latents, if any.
+    pub negative: Option<Negative>,
+}
+
+/// A synthesised loser.
+pub struct Negative {
+    /// Clean latents x^a.
+    pub x: Tensor,
+    /// Noisy latents, with the winner's ε and σ.
+    pub x_sigma: Tensor,
+    /// Target velocity.
+    pub target: Tensor,
+}
+
+/// One AS-DPO forward on a tape whose gradients cover the leading `streams·b` samples: make it with
+/// [`AsDpo::tape`].
+pub fn as_dpo<'a>(
+    flux: &'a Flux<'a>,
+    tape: &Tape<'a>,
+    objective: &AsDpo,
+    policies: &Policies,
+    pairs: &Pairs,
+    mode: Mode,
+) -> Result<Outcome> {
+    let b = pairs.winner.shape()[0];
+    let device = pairs.winner.device();
+    let (sigma_w, sigma_l) = (sigma_tensor(device, &pairs.sigma_winner)?, sigma_tensor(device, &pairs.sigma_loser)?);
+    let (x_w, target_w) = noised(&pairs.winner, &pairs.noise_winner, &sigma_w)?;
+    let (x_l, target_l) = noised(&pairs.loser, &pairs.noise_loser, &sigma_l)?;
+
+    let mut v_adversary = None;
+    let negative = match objective.adversary {
+        Adversary::None => None,
+        Adversary::Lora => {
+            let set = AdapterSet::uniform(policies.adversary.clone(), b);
+            let x = Var::constant(x_w.clone());
+            let v = velocity(flux, &Tape::no_grad(), &x, &pairs.cond, &pairs.sigma_winner, set, mode)?;
+            let v = v.value().clone();
+            let negative = coupled(objective.lambda, &pairs.winner, &x_w, &target_w, &v, &sigma_w)?;
+            v_adversary = Some(v);
+            Some(negative)
+        }
+        Adversary::Riesz => {
+            let delta = riesz_perturbation(flux, objective, &policies.reference, pairs, &x_w, &target_w, mode)?;
+            Some(perturbed(&pairs.winner, &x_w, &target_w, &delta, &pairs.sigma_winner)?)
+        }
+    };
+
+    let mut x = vec![&x_w, &x_l];
+    let mut target = vec![&target_w, &target_l];
+    let mut sigma = [pairs.sigma_winner.as_slice(), &pairs.sigma_loser].concat();
+    if let Some(n) = &negative {
+        x.push(&n.x_sigma);
+        target.push(&n.target);
+        sigma.extend_from_slice(&pairs.sigma_winner);
+    }
+    let streams = x.len();
+    let n = streams * b;
+    let twice = |t: &[&Tensor]| Tensor::stack(&[t, t].concat());
+    let set = AdapterSet::runs(&[(policies.policy.clone(), n), (policies.reference.clone(), n)]);
+    let cond = Tensor::stack(&vec![&pairs.cond; 2 * streams])?;
+    let v = velocity(flux, tape, &Var::constant(twice(&x)?), &cond, &[&sigma[..], &sigma].concat(), set, mode)?;
+    let target = Tensor::stack(&target)?;
+    let v_reference = v.value().rows(n..2 * n)?;
+    let inputs = [&v, &Var::constant(v_reference.clone()), &Var::constant(target.clone())];
+    let gaps = tape.one(SobolevGap::new(objective.metric), &inputs)?;
+    let preference = Preference::new(objective.beta_eff, streams - 1);
+    let stats = preference.stats(gaps.value().f32())?;
+    let loss = tape.one(preference, &[&gaps])?;
+    Ok(Outcome { loss, stats, v_policy: v.value().leading(n), v_reference, target, v_adversary, negative })
+}
+
+impl AsDpo {
+    /// A tape for a batch of `b` pairs, with gradients into `leaves`.
+    pub fn tape<'a>(&self, b: usize, leaves: Leaves) -> Tape<'a> {
+        Tape::new(leaves).leading(self.streams() * b)
+    }
+    /// Winner and losers per pair.
+    pub fn streams(&self) -> usize {
+        if self.adversary == Adversary::None { 2 } else { 3 }
+    }
+}
+
+fn coupled(lambda: f32, x: &Tensor, x_sigma: &Tensor, target: &Tensor, v: &Tensor, sigma: &Tensor) -> Result<Negative> {
+    let inputs = [x, x_sigma, target, v, sigma].map(|t| Var::constant(t.clone()));
+    let out = Tape::no_grad().apply(CoupledNegative { lambda }, &inputs.iter().collect::<Vec<_>>())?;
+    let [x_sigma, target, x]: [Var; 3] =
+        out.try_into().map_err(|_| Error::shape("coupled_negative", "gave other than three outputs"))?;
+    Ok(Negative { x: x.value().clone(), x_sigma: x_sigma.value().clone(), target: target.value().clone() })
+}
+
+/// The loser at `x + δ` with the winner's noise.
+fn perturbed(x: &Tensor, x_sigma: &Tensor, target: &Tensor, delta: &Tensor, sigma: &[f32]) -> Result<Negative> {
+    let moved = |t: &Tensor, factor: &dyn Fn(f32) -> f32| {
+        let mut out = Tensor::from_slice(t.device(), t.shape(), t.f32())?;
+        let n = t.stride0();
+        for (b, out) in out.f32_mut().chunks_exact_mut(n).enumerate() {
+            crate::engine::simd::axpy(factor(sigma[b]), &delta.f32()[b * n..][..n], out);
+        }
+        Ok::<_, Error>(out)
+    };
+    Ok(Negative {
+        x: moved(x, &|_| 1.0)?,
+        x_sigma: moved(x_sigma, &|s| 1.0 - s)?,
+        target: moved(target, &|_| -1.0)?,
+    })
+}
+
+/// δ* of the frozen reference: `g = (1−σ)·Jᵀr + r`, r its residual at the winner, J its Jacobian in x_σ.
+pub fn riesz_perturbation<'a>(
+    flux: &'a Flux<'a>,
+    objective: &AsDpo,
+    reference: &[usize],
+    pairs: &Pairs,
+    x_w: &Tensor,
+    target_w: &Tensor,
+    mode: Mode,
+) -> Result<Tensor> {
+    let b = x_w.shape()[0];
+    let tape = Tape::new(Leaves::default());
+    let x = tape.input(x_w.clone(), b);
+    let set = AdapterSet::uniform(reference.to_vec(), b);
+    let v = velocity(flux, &tape, &x, &pairs.cond, &pairs.sigma_winner, set, mode)?;
+    let mut r = Tensor::from_slice(x_w.device(), x_w.shape(), v.value().f32())?;
+    crate::engine::simd::axpy(-1.0, target_w.f32(), r.f32_mut());
+    tape.backward(&v, Some(r.clone()))?;
+    let jr = tape.grad(&x).ok_or_else(|| Error::shape("riesz", "the reference gave no gradient"))?;
+    let g = perturbed(&r, &r, &r, &jr, &pairs.sigma_winner)?.x_sigma;
+    Riesz::new(objective.metric.s).direction(&g, &vec![objective.rho; b])
+}

@@ -1,0 +1,201 @@
+//! One fixture: its tensors, its configuration, and the tally of comparisons.
+
+use crate::engine::{Device, Tensor};
+use crate::flux::lora::AdapterFile;
+use crate::flux::weights::SafeFile;
+use crate::{Error, Result};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Comparisons made so far.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub compared: usize,
+    pub left_out: Vec<String>,
+    pub worst: Option<(f64, String)>,
+    pub misses: Vec<String>,
+}
+
+pub(super) struct Fixture {
+    pub dir: PathBuf,
+    pub config: Value,
+    path: PathBuf,
+    tensors: Value,
+    file: SafeFile,
+    seen: BTreeSet<String>,
+    tally: Tally,
+}
+
+impl Fixture {
+    pub fn open(dir: &Path, stem: &str) -> Result<Self> {
+        let path = dir.join(format!("{stem}.json"));
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let mut json: Value = serde_json::from_str(&text).map_err(|e| Error::format(&path, e.to_string()))?;
+        let file = SafeFile::open(dir.join(format!("{stem}.safetensors")))?;
+        let (config, tensors) = (json["config"].take(), json["tensors"].take());
+        Ok(Self {
+            dir: dir.to_owned(),
+            config,
+            path,
+            tensors,
+            file,
+            seen: BTreeSet::new(),
+            tally: Tally::default(),
+        })
+    }
+
+    /// Ends the replay: an output or gradient that was neither compared nor left out with a reason is an error.
+    pub fn finish(self) -> Result<Tally> {
+        let forgotten: Vec<&str> =
+            self.file.names().filter(|n| !self.seen.contains(*n) && self.kind(n) != "input").collect();
+        if let Some(first) = forgotten.first() {
+            return Err(self.error(format!("{} recorded tensors were not replayed, the first is {first}", forgotten.len())));
+        }
+        Ok(self.tally)
+    }
+
+    pub fn error(&self, detail: impl Into<String>) -> Error {
+        Error::format(&self.path, detail)
+    }
+
+    fn kind(&self, name: &str) -> &str {
+        self.tensors[name]["kind"].as_str().unwrap_or("")
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.file.names().map(str::to_owned).collect()
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.file.contains(name)
+    }
+
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        Ok(self.file.shape(name)?.to_vec())
+    }
+
+    pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
+        self.file.tensor(name, device)
+    }
+
+    pub fn f32s(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.file.f64s(name)?.into_iter().map(|v| v as f32).collect())
+    }
+
+    /// Position ids `[n, 3]`.
+    pub fn ids(&self, name: &str) -> Result<std::sync::Arc<[[f32; 3]]>> {
+        Ok(self.f32s(name)?.as_chunks::<3>().0.into())
+    }
+
+    /// A number of the configuration.
+    pub fn number(&self, at: &str) -> Result<f64> {
+        self.value(at)?.as_f64().ok_or_else(|| self.error(format!("config {at} is not a number")))
+    }
+
+    pub fn value(&self, at: &str) -> Result<&Value> {
+        self.config.pointer(at).ok_or_else(|| self.error(format!("config {at} is missing")))
+    }
+
+    /// Folder of the model the fixture was recorded with.
+    pub fn model_dir(&self) -> PathBuf {
+        self.dir.join("tiny_flux/transformer")
+    }
+
+    /// The adapter the configuration lists under `name`, its alpha as recorded there.
+    pub fn adapter(&self, name: &str, device: &Device) -> Result<AdapterFile> {
+        let entry = self.value(&format!("/lora/{name}"))?;
+        let path = entry["file"].as_str().ok_or_else(|| self.error(format!("config lora.{name}.file is missing")))?;
+        let mut file = AdapterFile::load(self.dir.join(path), device)?;
+        file.name = name.to_owned();
+        if let Some(alpha) = entry["lora_alpha"].as_f64() {
+            file.modules.values_mut().for_each(|m| m.alpha = alpha as f32);
+        }
+        Ok(file)
+    }
+
+    /// Leaves out every tensor `which` accepts, for `reason`.
+    pub fn leave_out(&mut self, reason: &str, which: impl Fn(&str) -> bool) {
+        let names: Vec<String> = self.names().into_iter().filter(|n| which(n) && self.kind(n) != "input").collect();
+        if !names.is_empty() {
+            self.tally.left_out.push(format!("{} tensors: {reason}", names.len()));
+            self.seen.extend(names);
+        }
+    }
+
+    /// Compares with the recorded tensor at its recorded tolerance (largest and root-mean-square error, both).
+    pub fn check(&mut self, name: &str, got: &[f32]) -> Result<()> {
+        self.check_f64(name, &got.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())
+    }
+
+    /// [`Fixture::check`] at the tolerance recorded for another tensor.
+    pub fn check_as(&mut self, name: &str, tolerance_of: &str, got: &[f32]) -> Result<()> {
+        self.compare(name, tolerance_of, &got.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())
+    }
+
+    /// [`Fixture::check`] for values computed in f64.
+    pub fn check_f64(&mut self, name: &str, got: &[f64]) -> Result<()> {
+        self.compare(name, name, got)
+    }
+
+    fn compare(&mut self, name: &str, tolerance_of: &str, got: &[f64]) -> Result<()> {
+        let want = self.file.f64s(name)?;
+        if want.len() != got.len() {
+            return Err(self.error(format!("{name}: {} values computed, {} recorded", got.len(), want.len())));
+        }
+        let t = &self.tensors[tolerance_of]["tolerance"];
+        let error = |i: usize| (got[i] - want[i]).abs();
+        let largest = (0..want.len()).map(error).fold(0.0, |a: f64, e| if e.is_nan() { f64::INFINITY } else { a.max(e) });
+        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+        let (size, miss) = (norm(&mut want.iter().copied()), norm(&mut (0..want.len()).map(error)));
+        let mut ratio: Option<f64> = None;
+        let mut bound = |r: f64| ratio = Some(ratio.map_or(r, |a| a.max(r)));
+        if let Some(tol) = t["max_abs"].as_f64() {
+            bound(largest / tol);
+        }
+        if let (Some(tol), true) = (t["rel_l2"].as_f64(), size > 0.0) {
+            bound(miss / size / tol);
+        }
+        if let (Some(tol), true) = (t["rel"].as_f64(), size > 0.0) {
+            bound(largest / size / tol);
+        }
+        // Recorded without a tolerance: exact integers and float64 values, to float32 rounding.
+        let ratio = ratio.unwrap_or_else(|| largest / want.iter().fold(1e-30, |a: f64, v| a.max(v.abs())) / 2e-6);
+        self.record(name, ratio, &format!("error {largest:.2e}"));
+        Ok(())
+    }
+
+    /// AdamW's rule (see the notes of the fixtures): the first updates move an element by lr·g/(|g|+ε), so one whose
+    /// gradient is at rounding level may differ by up to twice the move.
+    pub fn check_adamw(&mut self, name: &str, got: &[f32], grad: &[f64], lr: f64) -> Result<()> {
+        let want = self.file.f64s(name)?;
+        if want.len() != got.len() || want.len() != grad.len() {
+            return Err(self.error(format!("{name}: {} values computed, {} recorded", got.len(), want.len())));
+        }
+        let peak = grad.iter().fold(0.0f64, |a, g| a.max(g.abs()));
+        let mut worst = 0f64;
+        for ((w, &g), grad) in want.iter().zip(got).zip(grad) {
+            let sure = grad.abs() > 1e-3 * peak || *grad == 0.0;
+            let tol = if sure { 1e-2 * lr } else { 2.02 * lr } + 1.2e-7 * w.abs();
+            let e = (f64::from(g) - w).abs() / tol;
+            worst = if e.is_nan() { f64::INFINITY } else { worst.max(e) };
+        }
+        self.record(name, worst, "AdamW rule");
+        Ok(())
+    }
+
+    fn record(&mut self, name: &str, ratio: f64, what: &str) {
+        self.seen.insert(name.to_owned());
+        self.tally.compared += 1;
+        if self.tally.worst.as_ref().is_none_or(|(r, _)| ratio > *r) {
+            self.tally.worst = Some((ratio, name.to_owned()));
+        }
+        if ratio.is_nan() || ratio > 1.0 {
+            self.tally.misses.push(format!("{name}: {what}, {ratio:.2}× its tolerance"));
+        }
+    }
+
+    pub fn f64s(&self, name: &str) -> Result<Vec<f64>> {
+        self.file.f64s(name)
+    }
+}

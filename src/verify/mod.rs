@@ -1,0 +1,106 @@
+//! Replays golden vectors recorded from other implementations, and says how far the engine is from them.
+//!
+//! A fixture is `<stem>.safetensors` with `<stem>.json`; the stem says what is computed, the json its configuration and,
+//! per tensor, the tolerance (derived from the recorder's own float32-against-float64 gap). Knows every floor below it;
+//! nothing below knows it.
+
+mod fixture;
+mod flux;
+mod sampler;
+mod scheduler;
+mod sobolev;
+mod steps;
+
+use crate::engine::Device;
+use crate::{Error, Result};
+use fixture::Fixture;
+use std::path::Path;
+
+type Replay = fn(&mut Fixture, &Device) -> Result<()>;
+
+/// What can be replayed: stem and how.
+const REPLAYS: [(&str, Replay); 7] = [
+    ("flux_tiny", flux::plain),
+    ("flux_cond", flux::conditioned),
+    ("sobolev", sobolev::replay),
+    ("asdpo_step", steps::asdpo),
+    ("adversary_step", steps::adversary),
+    ("scheduler", scheduler::replay),
+    ("sampler", sampler::replay),
+];
+
+/// The verdict on one fixture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Every tensor within its tolerance.
+    Passed,
+    /// At least one is not, or the fixture could not be replayed.
+    Failed,
+    /// Nothing here knows this stem.
+    Skipped,
+}
+
+/// What replaying one fixture gave.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// File stem.
+    pub name: String,
+    /// Tensors compared.
+    pub tensors: usize,
+    /// Tensors left out, with the reason.
+    pub left_out: Vec<String>,
+    /// Worst error as a share of its tolerance, and where.
+    pub worst: Option<(f64, String)>,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What failed, or why it was skipped.
+    pub detail: String,
+}
+
+/// Replays the fixtures of `dir` (all, or those named in `only`) on `device`, in name order.
+pub fn run(dir: &Path, only: &[String], device: &Device) -> Result<Vec<Row>> {
+    let mut stems: Vec<String> = std::fs::read_dir(dir)
+        .map_err(Error::io(dir))?
+        .filter_map(|e| e.ok()?.path().file_name()?.to_str()?.strip_suffix(".safetensors").map(str::to_owned))
+        .collect();
+    stems.sort();
+    for name in only {
+        if !stems.contains(name) {
+            let have = if stems.is_empty() { "none".to_owned() } else { stems.join(", ") };
+            let detail = format!("no golden vectors named {name} in {}; there are: {have}", dir.display());
+            return Err(Error::Usage(detail));
+        }
+    }
+    Ok(stems.into_iter().filter(|s| only.is_empty() || only.contains(s)).map(|s| replay(dir, &s, device)).collect())
+}
+
+fn replay(dir: &Path, stem: &str, device: &Device) -> Row {
+    let mut row = Row {
+        name: stem.to_owned(),
+        tensors: 0,
+        left_out: Vec::new(),
+        worst: None,
+        verdict: Verdict::Skipped,
+        detail: "nothing in this version computes it".to_owned(),
+    };
+    let Some((_, how)) = REPLAYS.iter().find(|(name, _)| *name == stem) else { return row };
+    let outcome = Fixture::open(dir, stem).and_then(|mut f| {
+        how(&mut f, device)?;
+        f.finish()
+    });
+    match outcome {
+        Ok(tally) => {
+            row.tensors = tally.compared;
+            row.left_out = tally.left_out;
+            row.worst = tally.worst;
+            let ok = tally.misses.is_empty() && tally.compared > 0;
+            row.verdict = if ok { Verdict::Passed } else { Verdict::Failed };
+            row.detail = if tally.compared == 0 { "it holds nothing to compare".to_owned() } else { tally.misses.join("; ") };
+        }
+        Err(e) => {
+            row.verdict = Verdict::Failed;
+            row.detail = e.to_string();
+        }
+    }
+    row
+}

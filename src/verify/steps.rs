@@ -1,0 +1,258 @@
+//! `asdpo_step` and `adversary_step`: whole optimizer steps of the reference's two stages.
+
+use super::fixture::Fixture;
+use crate::Result;
+use crate::autograd::{ParamSet, Tape, Var};
+use crate::engine::{Device, Tensor};
+use crate::flux::config::FluxConfig;
+use crate::flux::lora::AdapterFile;
+use crate::flux::params::{Adapter, Weights, adapter_params};
+use crate::flux::schedule::sigma_of;
+use crate::flux::transformer::Flux;
+use crate::flux::weights::Folder;
+use crate::losses::flow_matching::noised;
+use crate::ops::AdapterSet;
+use crate::ops::adamw::{AdamW, clip_factor};
+use crate::ops::patch::Pack;
+use crate::ops::sobolev::{Metric, SobolevGap, Spectrum, Weight};
+use crate::train::objective::{Adversary, AsDpo, Mode, Outcome, Pairs, Policies, Text, as_dpo, flow_matching, velocity};
+
+const MODE: Mode = Mode { text: Text::Collapsed, recompute: false };
+const REFERENCE_QUIRK: &str = "the reference also clips by, and accumulates, the frozen base_sft adapter's gradients";
+
+struct Model {
+    config: FluxConfig,
+    weights: Weights,
+}
+
+impl Model {
+    fn open(f: &Fixture, device: &Device) -> Result<Self> {
+        let config = FluxConfig::load(f.model_dir())?;
+        let weights = Weights::load(&Folder::open(f.model_dir())?, &config, device)?;
+        Ok(Self { config, weights })
+    }
+}
+
+fn rows(t: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor> {
+    t.rows(range)
+}
+
+fn scale_of(file: &AdapterFile) -> f32 {
+    file.modules.values().next().map_or(1.0, |m| m.scaling())
+}
+
+fn adamw(f: &Fixture) -> Result<(AdamW, f32)> {
+    let n = |at: &str| f.number(&format!("/optimizer/{at}")).map(|v| v as f32);
+    let opt =
+        AdamW { beta1: n("betas/0")?, beta2: n("betas/1")?, eps: n("eps")?, weight_decay: n("weight_decay")? };
+    Ok((opt, n("max_grad_norm")?))
+}
+
+/// The gradients of `adapter` in `params`, compared under `prefix`, and returned by recorded parameter name.
+fn check_grads(f: &mut Fixture, prefix: &str, adapter: &str, params: &ParamSet) -> Result<()> {
+    for name in f.names() {
+        let Some(rest) = name.strip_prefix(&format!("{prefix}transformer.")) else { continue };
+        let id = params.find(&format!("{adapter}.{rest}")).ok_or_else(|| f.error(format!("{name}: no such parameter")))?;
+        f.check(&name, params.grad(id.0).f32())?;
+    }
+    Ok(())
+}
+
+fn check_weights(f: &mut Fixture, prefix: &str, grads: &str, adapter: &str, params: &ParamSet, lr: f64) -> Result<()> {
+    for name in f.names() {
+        let Some(rest) = name.strip_prefix(&format!("{prefix}transformer.")) else { continue };
+        let id = params.find(&format!("{adapter}.{rest}")).ok_or_else(|| f.error(format!("{name}: no such parameter")))?;
+        let grad = f.f64s(&format!("{grads}transformer.{rest}"))?;
+        f.check_adamw(&name, params.master(id.0).f32(), &grad, lr)?;
+    }
+    Ok(())
+}
+
+pub(super) fn adversary(f: &mut Fixture, device: &Device) -> Result<()> {
+    let model = Model::open(f, device)?;
+    let (x, noise) = (f.tensor("in.latents", device)?, f.tensor("in.noise", device)?);
+    let cond = f.tensor("in.cond", device)?;
+    let sigma: Vec<f32> = f.f32s("in.u")?.into_iter().map(sigma_of).collect();
+    let batch = sigma.len();
+    f.check("out.sigmas", &sigma)?;
+    f.check("out.timesteps", &sigma.iter().map(|s| s * 1000.0).collect::<Vec<_>>())?;
+    let (noisy, target) = noised(&x, &noise, &Tensor::from_slice(device, &[batch], &sigma)?)?;
+    f.check("out.noisy", noisy.f32())?;
+    f.check("out.target_v", target.f32())?;
+
+    let (sft, adv) = (f.adapter("base_sft", device)?, f.adapter("adv", device)?);
+    let (opt, max_norm) = adamw(f)?;
+    let mut run = |trained: &[&AdapterFile]| -> Result<(ParamSet, Vec<f32>, f32)> {
+        let mut params = adapter_params(device, trained)?;
+        let mut adapters = vec![if trained.len() == 2 {
+            Adapter::trainable("base_sft", scale_of(&sft), &params)?
+        } else {
+            Adapter::frozen(&sft, 1.0)
+        }];
+        adapters.push(Adapter::trainable("adv", scale_of(&adv), &params)?);
+        let flux = Flux { config: &model.config, weights: &model.weights, adapters: &adapters };
+        let set = || AdapterSet::uniform(vec![0, 1], batch);
+        let v = velocity(&flux, &Tape::no_grad(), &Var::constant(noisy.clone()), &cond, &sigma, set(), MODE)?;
+        let tape = Tape::new(params.leaves());
+        let loss = flow_matching(&flux, &tape, &x, &cond, &noise, &sigma, set(), MODE)?;
+        tape.backward(&loss, None)?;
+        params.take_back(tape.into_leaves());
+        Ok((params, v.value().f32().to_vec(), loss.value().item()))
+    };
+    let (both, ..) = run(&[&sft, &adv])?;
+    let (mut params, pred, loss) = run(&[&adv])?;
+    f.check("out.norm_ref", &[both.grad_norm()])?;
+    f.check("out.pred", &pred)?;
+    f.check("out.loss", &[loss])?;
+    let norm = params.grad_norm();
+    f.check("out.norm_adv", &[norm])?;
+    check_grads(f, "grad.", "adv", &params)?;
+    let lr = f.number("/lr")?;
+    params.step(&opt, lr as f32, clip_factor(norm, max_norm), |_| true);
+    check_weights(f, "intended.adv.", "grad.", "adv", &params, lr)?;
+    f.leave_out(REFERENCE_QUIRK, |n| n.starts_with("ref."));
+    Ok(())
+}
+
+pub(super) fn asdpo(f: &mut Fixture, device: &Device) -> Result<()> {
+    let model = Model::open(f, device)?;
+    let b = f.number("/half_bsz")? as usize;
+    let (x, noise) = (f.tensor("in.latents", device)?, f.tensor("in.noise", device)?);
+    let sigma: Vec<f32> = f.f32s("in.u")?.into_iter().map(sigma_of).collect();
+    f.check("mid.sigmas", &sigma)?;
+    f.check("mid.timesteps", &sigma.iter().map(|s| s * 1000.0).collect::<Vec<_>>())?;
+    let (noisy, target) = noised(&x, &noise, &Tensor::from_slice(device, &[2 * b], &sigma)?)?;
+    f.check("mid.noisy_latents", noisy.f32())?;
+    f.check("mid.target", target.f32())?;
+    let packed = Tape::no_grad().one(Pack, &[&Var::constant(noisy)])?;
+    f.check("mid.packed_noisy_latents", packed.value().f32())?;
+    let pairs = Pairs {
+        winner: rows(&x, 0..b)?,
+        loser: rows(&x, b..2 * b)?,
+        cond: f.tensor("in.cond", device)?,
+        noise_winner: rows(&noise, 0..b)?,
+        noise_loser: rows(&noise, b..2 * b)?,
+        sigma_winner: sigma[..b].to_vec(),
+        sigma_loser: sigma[b..].to_vec(),
+    };
+    let variants: Vec<String> =
+        f.value("/variants")?.as_object().map(|o| o.keys().cloned().collect()).unwrap_or_default();
+    for name in &variants {
+        variant(f, &model, &pairs, name, device)?;
+    }
+    f.leave_out(REFERENCE_QUIRK, |n| n.contains(".ref."));
+    Ok(())
+}
+
+fn variant(f: &mut Fixture, model: &Model, pairs: &Pairs, name: &str, device: &Device) -> Result<()> {
+    let number = |f: &Fixture, key: &str| f.number(&format!("/variants/{name}/{key}"));
+    let use_adv = f.value(&format!("/variants/{name}"))?["use_adv"].as_bool().unwrap_or(true);
+    let metric = Metric { s: number(f, "s")?, spectrum: Spectrum::Half, weight: Weight::Raw };
+    let adversary = if use_adv { Adversary::Lora } else { Adversary::None };
+    let objective = AsDpo::new(metric, number(f, "beta")? as f32, number(f, "lam")? as f32, adversary, 0.0);
+    let (sft, adv) = (f.adapter("base_sft", device)?, f.adapter("adv", device)?);
+    let mut dpo = f.adapter("train_dpo", device)?;
+    // The files hold B as drawn with a scale of 0.3.
+    let b_scale = (number(f, "b_scale")? / 0.3) as f32;
+    for m in dpo.modules.values_mut() {
+        let scaled: Vec<f32> = m.b.f32().iter().map(|v| v * b_scale).collect();
+        m.b = Tensor::from_slice(device, m.b.shape(), &scaled)?;
+    }
+    // `also_sft`: with the gradients of base_sft too, which only the reference's clip norm looks at.
+    let run = |params: &mut ParamSet, also_sft: bool| -> Result<Outcome> {
+        let sft = if also_sft { Adapter::trainable("base_sft", scale_of(&sft), params)? } else { Adapter::frozen(&sft, 1.0) };
+        let adapters = [sft, Adapter::trainable("train_dpo", scale_of(&dpo), params)?, Adapter::frozen(&adv, 1.0)];
+        let flux = Flux { config: &model.config, weights: &model.weights, adapters: &adapters };
+        let policies = Policies { policy: vec![0, 1], reference: vec![0], adversary: vec![0, 2] };
+        let tape = objective.tape(pairs.sigma_winner.len(), params.leaves());
+        let out = as_dpo(&flux, &tape, &objective, &policies, pairs, MODE)?;
+        tape.backward(&out.loss, None)?;
+        params.take_back(tape.into_leaves());
+        Ok(out)
+    };
+    let mut both = adapter_params(device, &[&sft, &dpo])?;
+    run(&mut both, true)?;
+    let mut params = adapter_params(device, &[&dpo])?;
+    let out = run(&mut params, false)?;
+    f.check(&format!("{name}.grad_norm_ref"), &[both.grad_norm()])?;
+    let norm = params.grad_norm();
+    f.check(&format!("{name}.grad_norm_train_dpo"), &[norm])?;
+    predictions(f, name, pairs, &out, &objective)?;
+    check_grads(f, &format!("{name}.grad."), "train_dpo", &params)?;
+
+    let (opt, max_norm) = adamw(f)?;
+    let grads = format!("{name}.grad.");
+    for lr in ["1e-2", "1e-5"] {
+        let prefix = format!("{name}.intended.lr{lr}.");
+        if !f.names().iter().any(|n| n.starts_with(&prefix)) {
+            continue;
+        }
+        let rate: f64 = lr.parse().expect("a literal");
+        let mut stepped = adapter_params(device, &[&dpo])?;
+        stepped.grads_mut().copy_from_slice(&all_grads(&params));
+        stepped.step(&opt, rate as f32, clip_factor(norm, max_norm), |_| true);
+        check_weights(f, &prefix, &grads, "train_dpo", &stepped, rate)?;
+        if lr == "1e-2" && f.has(&format!("{name}.intended.loss_step2")) {
+            let second = run(&mut stepped, false)?;
+            f.check(&format!("{name}.intended.loss_step2"), &[second.loss.value().item()])?;
+            let norm = stepped.grad_norm();
+            f.check(&format!("{name}.intended.grad_norm_step2"), &[norm])?;
+            stepped.step(&opt, rate as f32, clip_factor(norm, max_norm), |_| true);
+            check_weights(f, &format!("{name}.intended.lr1e-2_step2."), &grads, "train_dpo", &stepped, rate)?;
+        }
+    }
+    Ok(())
+}
+
+fn all_grads(params: &ParamSet) -> Vec<f32> {
+    (0..params.names().len()).flat_map(|i| params.grad(i).f32().to_vec()).collect()
+}
+
+/// Everything the step computed on its way to the loss.
+fn predictions(f: &mut Fixture, name: &str, pairs: &Pairs, out: &Outcome, objective: &AsDpo) -> Result<()> {
+    let at = |what: &str| format!("{name}.{what}");
+    let b = pairs.sigma_winner.len();
+    f.check(&at("model_pred"), out.v_policy.f32())?;
+    f.check(&at("ref_pred"), out.v_reference.f32())?;
+    if let (Some(v), Some(n)) = (&out.v_adversary, &out.negative) {
+        f.check(&at("adv_pred"), v.f32())?;
+        f.check(&at("x1_hat_a"), n.x.f32())?;
+        f.check(&at("noisy_latents_adv"), n.x_sigma.f32())?;
+        f.check(&at("target_adv"), n.target.f32())?;
+        // The adversary's clean estimate x_σ − σ·v = x + σ·(v* − v).
+        let stride = pairs.winner.stride0();
+        let (x, e, v) = (pairs.winner.f32(), pairs.noise_winner.f32(), v.f32());
+        let estimate: Vec<f32> = (0..x.len()).map(|i| x[i] + pairs.sigma_winner[i / stride] * (e[i] - x[i] - v[i])).collect();
+        f.check(&at("x1_adv"), &estimate)?;
+    }
+    // Energies of the residuals: gaps to a reference that hits the target.
+    let energies = |v: &Tensor| -> Result<Vec<f32>> {
+        let target = Var::constant(out.target.clone());
+        let gap = SobolevGap::new(objective.metric);
+        Ok(Tape::no_grad().one(gap, &[&Var::constant(v.clone()), &target, &target])?.value().f32().to_vec())
+    };
+    for (who, v) in [("model", &out.v_policy), ("ref", &out.v_reference)] {
+        let e = energies(v)?;
+        for (i, stream) in ["win", "loss_data", "loss_adv"].iter().enumerate().take(e.len() / b) {
+            if f.has(&at(&format!("loss_{who}_{stream}"))) {
+                f.check(&at(&format!("loss_{who}_{stream}")), &e[i * b..(i + 1) * b])?;
+            }
+        }
+        if f.has(&at(&format!("{who}_losses"))) {
+            f.check(&at(&format!("{who}_losses")), &e)?;
+        }
+        f.check(&at(&format!("raw_{who}_loss")), &[(e.iter().map(|&v| f64::from(v)).sum::<f64>() / e.len() as f64) as f32])?;
+    }
+    let s = &out.stats;
+    let arguments = &s.arguments;
+    for (i, argument) in arguments.chunks(b).enumerate() {
+        let key = if f.has(&at("inside_term")) { at("inside_term") } else { at(&format!("inside_term_{}", i + 1)) };
+        f.check(&key, argument)?;
+    }
+    f.check(&at("loss_dpo_data"), &[s.loss_data])?;
+    f.check(&at("loss_dpo_adv"), &[s.loss_adv.unwrap_or(0.0)])?;
+    f.check(&at("loss"), &[out.loss.value().item()])?;
+    let share = |of: &dyn Fn(f32) -> bool| arguments.iter().filter(|&&a| of(a)).count() as f32 / arguments.len() as f32;
+    f.check(&at("implicit_acc"), &[s.implicit_accuracy])?;
+    f.check(&at("implicit_acc_lenient"), &[share(&|a| a >= 0.0)])
+}

@@ -4,12 +4,18 @@
 //! (plain enough to be read as the definition), and its [`Case`]s. An op knows nothing of the tape, the model or
 //! the other ops' state; it may use another op's slice functions. Adding an op touches its file and one line here.
 
-use crate::engine::{Device, Philox, Tensor};
+use crate::engine::{DType, Device, Philox, Tensor};
 use crate::{Error, Result};
 use std::sync::Arc;
 
 pub mod adamw;
+pub mod concat;
+pub mod embed;
 pub mod gelu;
+pub mod negative;
+pub mod patch;
+pub mod reduce;
+pub mod silu;
 
 /// A differentiable operation with many inputs and many outputs.
 ///
@@ -226,7 +232,17 @@ pub fn random(device: &Device, shape: &[usize], stream: u64, scale: f32) -> Tens
 
 /// Every op's cases.
 pub fn cases(device: &Device) -> Vec<Case> {
-    [gelu::cases(device)].into_iter().flatten().collect()
+    [
+        concat::cases(device),
+        gelu::cases(device),
+        negative::cases(device),
+        patch::cases(device),
+        reduce::cases(device),
+        silu::cases(device),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Refuses a wrong number of inputs.
@@ -235,6 +251,24 @@ pub(crate) fn expect_inputs(op: &'static str, inputs: &[&Tensor], wanted: usize)
         return Ok(());
     }
     Err(Error::shape(op, format!("{} inputs were given, {wanted} are wanted", inputs.len())))
+}
+
+/// Refuses inputs that are not stored as f32.
+pub(crate) fn expect_f32(op: &'static str, inputs: &[&Tensor]) -> Result<()> {
+    match inputs.iter().position(|t| t.dtype() != DType::F32) {
+        None => Ok(()),
+        Some(i) => Err(Error::shape(op, format!("input {i} is {:?}, wanted F32", inputs[i].dtype()))),
+    }
+}
+
+/// Refuses to be asked for the gradient of an input that has none.
+pub(crate) fn expect_constant(op: &'static str, save: &Save, inputs: &[(usize, &str)]) -> Result<()> {
+    match inputs.iter().find(|(i, _)| save.needs(*i)) {
+        None => Ok(()),
+        Some((i, what)) => {
+            Err(Error::shape(op, format!("input {i} ({what}) has no gradient here: pass it as a constant")))
+        }
+    }
 }
 
 /// The extents of a three-dimensional input, named in the error otherwise.

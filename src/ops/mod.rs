@@ -9,13 +9,16 @@ use crate::{Error, Result};
 use std::sync::Arc;
 
 pub mod adamw;
+pub mod colored_noise;
 pub mod concat;
 pub mod embed;
 pub mod gelu;
+pub mod multiplier;
 pub mod negative;
 pub mod patch;
 pub mod reduce;
 pub mod silu;
+pub mod sobolev;
 
 /// A differentiable operation with many inputs and many outputs.
 ///
@@ -233,12 +236,14 @@ pub fn random(device: &Device, shape: &[usize], stream: u64, scale: f32) -> Tens
 /// Every op's cases.
 pub fn cases(device: &Device) -> Vec<Case> {
     [
+        colored_noise::cases(device),
         concat::cases(device),
         gelu::cases(device),
         negative::cases(device),
         patch::cases(device),
         reduce::cases(device),
         silu::cases(device),
+        sobolev::cases(device),
     ]
     .into_iter()
     .flatten()

@@ -4,9 +4,12 @@ pub mod data;
 pub mod engine;
 pub mod error;
 pub mod eval;
+mod files;
 pub mod flux;
+pub mod infer;
 pub mod losses;
 pub mod ops;
 pub mod train;
+pub mod verify;
 
 pub use error::{Error, Result};

@@ -1,2 +1,9 @@
-//! The command line.
-fn main() {}
+//! The `asasr-engine` command.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -15,6 +15,7 @@ pub struct ParamSet {
     grad: FlatBuffer,
     m: FlatBuffer,
     v: FlatBuffer,
+    accumulating: bool,
     /// Optimizer updates done so far.
     pub updates: u64,
 }
@@ -44,7 +45,7 @@ impl ParamSet {
             }
             names.push(name);
         }
-        Ok(Self { names, shapes, index, master, grad, m, v, updates: 0 })
+        Ok(Self { names, shapes, index, master, grad, m, v, accumulating: false, updates: 0 })
     }
 
     /// Names, in arena order.
@@ -88,15 +89,22 @@ impl ParamSet {
         self.grad.all_mut()
     }
 
-    /// Lends the gradient arena to a tape; [`ParamSet::take_back`] ends the loan.
+    /// Lends the gradient arena to a tape; [`ParamSet::take_back`] ends the loan. Gradients add to those there are
+    /// since the last [`ParamSet::reset_grads`].
     pub fn leaves(&mut self) -> Leaves {
-        Leaves::into_buffers((0..self.names.len()).map(|i| self.grad.take(i)).collect())
+        let buffers = (0..self.names.len()).map(|i| self.grad.take(i)).collect();
+        Leaves::into_buffers(buffers, self.accumulating)
+    }
+    /// The next backward overwrites the gradients.
+    pub fn reset_grads(&mut self) {
+        self.accumulating = false;
     }
     /// Takes the gradients back from [`Tape::into_leaves`](super::Tape::into_leaves); those nobody wrote become 0.
     pub fn take_back(&mut self, leaves: Leaves) {
         for (i, grad) in leaves.buffers(self.names.len()).into_iter().enumerate() {
             self.grad.put(i, grad);
         }
+        self.accumulating = true;
     }
 
     /// The 2-norm of all gradients, summed in f64 in arena order.

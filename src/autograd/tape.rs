@@ -79,9 +79,9 @@ pub struct Leaves {
 }
 
 impl Leaves {
-    /// A store whose leaf `i` writes to `grads[i]` (views of a gradient arena, say).
-    pub fn into_buffers(grads: Vec<Tensor>) -> Self {
-        Self { entries: grads.into_iter().map(|g| Leaf { grad: Some(g), written: false }).collect() }
+    /// A store whose leaf `i` writes to `grads[i]` (views of a gradient arena, say), or adds to what is there.
+    pub fn into_buffers(grads: Vec<Tensor>, accumulate: bool) -> Self {
+        Self { entries: grads.into_iter().map(|g| Leaf { grad: Some(g), written: accumulate }).collect() }
     }
     /// The first `n` buffers back, zeroed where no gradient arrived.
     pub fn buffers(self, n: usize) -> Vec<Tensor> {

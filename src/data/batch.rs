@@ -156,6 +156,12 @@ impl Sampler {
         Ok(Batch { batch, channels, side, hq, cond, bad: with_bad.then_some(bad) })
     }
 
+    /// The same pictures, split and codec under another degradation.
+    pub fn with_degradation(&self, degradation: Degradation) -> Result<Self> {
+        let (source, split, codec) = (self.source.clone(), self.split.clone(), self.codec.clone());
+        Self::new(source, split, self.crop, degradation, codec, self.seed)
+    }
+
     /// The latents a model is conditioned on for the bad picture `lq`: enlarged by [`torch_up`], clamped, encoded.
     pub fn condition(&self, lq: &Image) -> Result<Vec<f32>> {
         let scale = self.degradation.scale;

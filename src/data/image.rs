@@ -3,7 +3,6 @@
 //! RGB, planar `[3, height, width]`, row-major, in [0, 1] where a file can hold it (intermediate results may leave the
 //! range: codecs and resizers overshoot).
 
-use std::io::Write;
 use std::path::Path;
 
 use ::image::codecs::png::PngEncoder;
@@ -83,7 +82,7 @@ impl Image {
         PngEncoder::new(&mut bytes)
             .write_image(&self.to_rgb8(), w, h, ExtendedColorType::Rgb8)
             .map_err(|e| Error::format(path, format!("cannot encode {w}×{h} pixels as PNG: {e}")))?;
-        write_atomic(path, &bytes)
+        crate::files::write_atomic(path, &bytes)
     }
 
     /// Channel `c` (0 R, 1 G, 2 B), `[height, width]`.
@@ -142,27 +141,6 @@ impl Image {
 /// One value as a byte: clamp to [0, 1], ×255, round half to even.
 fn to_u8(v: f32) -> u8 {
     (v * 255.0).round_ties_even().clamp(0.0, 255.0) as u8
-}
-
-/// Temp file beside `path`, fsync, rename: a reader sees the old file or the whole new one, never a part.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let Some(name) = path.file_name() else {
-        return Err(Error::Usage(format!("{}: not a file name to write to", path.display())));
-    };
-    let mut temp_name = std::ffi::OsString::from(".");
-    temp_name.push(name);
-    temp_name.push(format!(".{}.tmp", std::process::id()));
-    let temp = path.with_file_name(temp_name);
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&temp)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temp, path)
-    };
-    write().map_err(|e| {
-        let _ = std::fs::remove_file(&temp);
-        Error::io(path)(e)
-    })
 }
 
 #[cfg(test)]

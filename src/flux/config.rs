@@ -1,7 +1,7 @@
 //! The transformer's dimensions: diffusers' `config.json`, and every weight and adapter target they imply.
 
-use super::weights::write_atomic;
 use crate::error::did_you_mean;
+use crate::files::write_atomic;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};

@@ -8,9 +8,10 @@
 //! diffusers ignores `adapter_config.json` and takes alpha = r where there is no `.alpha` key, so ours always writes it.
 
 use super::config::FluxConfig;
-use super::weights::{SafeFile, write_atomic, write_safetensors};
+use super::weights::{SafeFile, write_safetensors};
 use crate::engine::{Device, Tensor};
 use crate::error::did_you_mean;
+use crate::files::write_atomic;
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -5,10 +5,15 @@
 
 pub mod config;
 pub mod lora;
+pub mod params;
+pub mod sampler;
 pub mod schedule;
+pub mod transformer;
 pub mod weights;
 
 pub use config::FluxConfig;
 pub use lora::{AdapterFile, LoraModule};
+pub use params::{Adapter, Weights};
 pub use schedule::LrSchedule;
+pub use transformer::Flux;
 pub use weights::{Folder, SafeFile};

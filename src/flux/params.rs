@@ -47,10 +47,9 @@ impl Weights {
 
     /// The weight `name` as a variable of `tape`.
     pub fn var(&self, tape: &Tape, name: &str) -> Result<Var> {
-        let (tensor, leaf) = self
-            .map
-            .get(name)
-            .ok_or_else(|| Error::Usage(format!("the model has no weight {name}: the weights do not fit the config")))?;
+        let (tensor, leaf) = self.map.get(name).ok_or_else(|| {
+            Error::Usage(format!("the model has no weight {name}: the weights do not fit the config"))
+        })?;
         Ok(bind(tape, tensor, *leaf))
     }
 
@@ -88,7 +87,8 @@ impl Adapter {
             .modules
             .iter()
             .map(|(name, m)| {
-                let f = Factors { scale: m.scaling() * strength, a: m.a.clone(), b: m.b.clone(), leaves: None };
+                let f =
+                    Factors { scale: m.scaling() * strength, a: m.a.clone(), b: m.b.clone(), leaves: None };
                 (name.clone(), f)
             })
             .collect();
@@ -127,7 +127,11 @@ pub fn adapter_params(device: &Device, files: &[&AdapterFile]) -> Result<ParamSe
     for file in files {
         for (module, m) in &file.modules {
             for (half, t) in [("lora_A", &m.a), ("lora_B", &m.b)] {
-                params.push((format!("{}.{module}.{half}.weight", file.name), t.shape().to_vec(), t.f32().to_vec()));
+                params.push((
+                    format!("{}.{module}.{half}.weight", file.name),
+                    t.shape().to_vec(),
+                    t.f32().to_vec(),
+                ));
             }
         }
     }

@@ -37,7 +37,10 @@ pub fn sample<'a>(
     observe: &mut dyn FnMut(usize, &Tensor, &Tensor),
 ) -> Result<Tensor> {
     let &[batch, tokens, _] = noise.shape() else {
-        return Err(Error::shape("sampler", format!("noise has shape {:?}, wanted [batch, tokens, channels]", noise.shape())));
+        return Err(Error::shape(
+            "sampler",
+            format!("noise has shape {:?}, wanted [batch, tokens, channels]", noise.shape()),
+        ));
     };
     let sigmas = sampling_sigmas(steps, tokens);
     let text = given.txt.shape().get(1).copied().unwrap_or(0);

@@ -110,12 +110,16 @@ impl<'a> Flux<'a> {
     ) -> Result<Var> {
         let (plan, mut s) = self.begin(tape, inputs, observe)?;
         for block in 0..self.config.num_layers {
-            s = self.block(tape, inputs.recompute, &plan, s, move |flux, tape, plan, s| flux.double_block(tape, plan, s, block))?;
+            s = self.block(tape, inputs.recompute, &plan, s, move |flux, tape, plan, s| {
+                flux.double_block(tape, plan, s, block)
+            })?;
             observe(&format!("mid.block{block}_txt"), s.txt.value());
             observe(&format!("mid.block{block}_img"), s.x.value());
         }
         for block in 0..self.config.num_single_layers {
-            s = self.block(tape, inputs.recompute, &plan, s, move |flux, tape, plan, s| flux.single_block(tape, plan, s, block))?;
+            s = self.block(tape, inputs.recompute, &plan, s, move |flux, tape, plan, s| {
+                flux.single_block(tape, plan, s, block)
+            })?;
             if block + 1 < self.config.num_single_layers {
                 observe(&format!("mid.single{block}.txt"), s.txt.value());
                 observe(&format!("mid.single{block}.img"), s.x.value());
@@ -133,7 +137,12 @@ impl<'a> Flux<'a> {
     }
 
     /// Embeddings, tables, and the plan of the blocks.
-    fn begin(&self, tape: &Tape<'a>, inputs: &Inputs, observe: &mut dyn FnMut(&str, &Tensor)) -> Result<(Plan, State)> {
+    fn begin(
+        &self,
+        tape: &Tape<'a>,
+        inputs: &Inputs,
+        observe: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<(Plan, State)> {
         let c = self.config;
         let plan = self.plan(inputs)?;
         let stream = match &inputs.cond {
@@ -164,7 +173,8 @@ impl<'a> Flux<'a> {
         const OP: &str = "flux";
         let c = self.config;
         let tokens = |v: &Var| v.value().shape().get(1).copied().unwrap_or(0);
-        let (batch, img, cond) = (inputs.sigma.len(), tokens(&inputs.img), inputs.cond.as_ref().map_or(0, tokens));
+        let (batch, img, cond) =
+            (inputs.sigma.len(), tokens(&inputs.img), inputs.cond.as_ref().map_or(0, tokens));
         let layout = TokenLayout { txt: tokens(&inputs.txt), img, cond };
         inputs.img.value().expect(OP, "the noisy latents", &[batch, img, c.in_channels])?;
         inputs.txt.value().expect(OP, "the text embedding", &[batch, layout.txt, c.joint_attention_dim])?;
@@ -172,7 +182,8 @@ impl<'a> Flux<'a> {
         if let Some(v) = &inputs.cond {
             v.value().expect(OP, "the condition", &[batch, img, c.in_channels])?;
         }
-        if inputs.img_ids.len() != img || inputs.txt_ids.len() != layout.txt || inputs.guidance.len() != batch {
+        if inputs.img_ids.len() != img || inputs.txt_ids.len() != layout.txt || inputs.guidance.len() != batch
+        {
             let detail = format!(
                 "{} image ids for {img} tokens, {} text ids for {} tokens, {} guidance values for batch {batch}",
                 inputs.img_ids.len(),
@@ -185,7 +196,8 @@ impl<'a> Flux<'a> {
         // The condition's modulation depends on the sample only through its adapters, unless guidance or text differ.
         let pooled = inputs.pooled.value();
         let rows = pooled.f32().chunks_exact(pooled.width().max(1));
-        let same = inputs.guidance.windows(2).all(|g| g[0] == g[1]) && rows.clone().zip(rows.skip(1)).all(|(a, b)| a == b);
+        let same = inputs.guidance.windows(2).all(|g| g[0] == g[1])
+            && rows.clone().zip(rows.skip(1)).all(|(a, b)| a == b);
         let shared = same && !inputs.pooled.tracked() && inputs.adapters.sets.len() <= batch;
         let set = inputs.adapters.clone();
         let (row_set, map): (Arc<AdapterSet>, RowMap) = if shared {
@@ -201,8 +213,8 @@ impl<'a> Flux<'a> {
         let text = ModSource::per_sample(batch);
         let stream = ModSource { split: img, image: (0..batch).collect(), cond: (cond > 0).then_some(map) };
         let log_m = inputs.text_multiplicity.ln();
-        let log_multiplicity =
-            (log_m != 0.0).then(|| (0..layout.total()).map(|i| if i < layout.txt { log_m } else { 0.0 }).collect());
+        let log_multiplicity = (log_m != 0.0)
+            .then(|| (0..layout.total()).map(|i| if i < layout.txt { log_m } else { 0.0 }).collect());
         Ok(Plan {
             layout,
             stream,
@@ -212,16 +224,23 @@ impl<'a> Flux<'a> {
             row_set,
             rope: Arc::new(RopeTable::new(&ids, &c.axes_dims_rope, c.rope_theta)?),
             rope_txt: Arc::new(RopeTable::new(&inputs.txt_ids, &c.axes_dims_rope, c.rope_theta)?),
-            attention: Attention { heads: c.num_attention_heads, layout, log_multiplicity, groups: inputs.groups },
+            attention: Attention {
+                heads: c.num_attention_heads,
+                layout,
+                log_multiplicity,
+                groups: inputs.groups,
+            },
         })
     }
 
     /// `time(1000σ) + guidance(1000g) + pooled`, each an MLP with SiLU. `[rows, D]`
     fn time_embedding(&self, tape: &Tape<'a>, sigma: &[f32], guidance: &[f32], pooled: &Var) -> Result<Var> {
         let device = pooled.value().device();
-        let times = |v: &[f32]| Var::constant(sinusoid(device, &v.iter().map(|v| v * 1000.0).collect::<Vec<_>>()));
+        let times =
+            |v: &[f32]| Var::constant(sinusoid(device, &v.iter().map(|v| v * 1000.0).collect::<Vec<_>>()));
         let mlp = |name: &str, x: &Var, sum: Option<&Var>| {
-            let h = self.linear(tape, &format!("time_text_embed.{name}.linear_1"), x, Epilogue::None, &[], None)?;
+            let h =
+                self.linear(tape, &format!("time_text_embed.{name}.linear_1"), x, Epilogue::None, &[], None)?;
             let h = tape.one(Silu, &[&h])?;
             let name = format!("time_text_embed.{name}.linear_2");
             match sum {
@@ -250,7 +269,12 @@ impl<'a> Flux<'a> {
             let plan = plan.clone();
             let inputs: Vec<&Var> = [&s.x, &s.txt, &s.emb].into_iter().chain(&s.cond_emb).collect();
             let mut out = tape.recompute(&inputs, move |tape, v| {
-                let state = State { x: v[0].clone(), txt: v[1].clone(), emb: v[2].clone(), cond_emb: v.get(3).cloned() };
+                let state = State {
+                    x: v[0].clone(),
+                    txt: v[1].clone(),
+                    emb: v[2].clone(),
+                    cond_emb: v.get(3).cloned(),
+                };
                 let (x, txt) = run(self, tape, &plan, state)?;
                 Ok(vec![x, txt])
             })?;
@@ -270,21 +294,26 @@ impl<'a> Flux<'a> {
 
         let n = ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
         let nt = ln(tape, &plan.text, &s.txt, std::slice::from_ref(&mt), 0, 1)?;
-        let lin = |name: &str, x: &Var| self.linear(tape, &at(name), x, Epilogue::None, &[], on_stream.clone());
+        let lin =
+            |name: &str, x: &Var| self.linear(tape, &at(name), x, Epilogue::None, &[], on_stream.clone());
         let lin_t = |name: &str, x: &Var| self.linear(tape, &at(name), x, Epilogue::None, &[], None);
         let q = self.norm_rope(tape, &at("attn.norm_q"), &lin("attn.to_q", &n)?, &plan.rope)?;
         let k = self.norm_rope(tape, &at("attn.norm_k"), &lin("attn.to_k", &n)?, &plan.rope)?;
         let v = lin("attn.to_v", &n)?;
-        let qt = self.norm_rope(tape, &at("attn.norm_added_q"), &lin_t("attn.add_q_proj", &nt)?, &plan.rope_txt)?;
-        let kt = self.norm_rope(tape, &at("attn.norm_added_k"), &lin_t("attn.add_k_proj", &nt)?, &plan.rope_txt)?;
+        let qt =
+            self.norm_rope(tape, &at("attn.norm_added_q"), &lin_t("attn.add_q_proj", &nt)?, &plan.rope_txt)?;
+        let kt =
+            self.norm_rope(tape, &at("attn.norm_added_k"), &lin_t("attn.add_k_proj", &nt)?, &plan.rope_txt)?;
         let vt = lin_t("attn.add_v_proj", &nt)?;
         let o = tape.apply(plan.attention.clone(), &[&q, &k, &v, &kt, &vt, &qt])?;
 
         let gate = |chunk| Epilogue::Gate { source: plan.stream.clone(), chunk };
         let gate_t = |chunk| Epilogue::Gate { source: plan.text.clone(), chunk };
-        let with = |resid: &Var, m: &[Var]| -> Vec<Var> { std::iter::once(resid).chain(m).cloned().collect() };
+        let with =
+            |resid: &Var, m: &[Var]| -> Vec<Var> { std::iter::once(resid).chain(m).cloned().collect() };
         let mt = [mt];
-        let x = self.linear_v(tape, &at("attn.to_out.0"), &o[0], gate(2), &with(&s.x, &m), on_stream.clone())?;
+        let x =
+            self.linear_v(tape, &at("attn.to_out.0"), &o[0], gate(2), &with(&s.x, &m), on_stream.clone())?;
         let txt = self.linear_v(tape, &at("attn.to_add_out"), &o[1], gate_t(2), &with(&s.txt, &mt), None)?;
 
         let n = ln(tape, &plan.stream, &x, &m, 3, 4)?;
@@ -327,7 +356,12 @@ impl<'a> Flux<'a> {
             (n, s.x.clone(), plan.rope.clone(), all)
         };
         let q = self.norm_rope(tape, &norm_q, &lin("attn.to_q", &n, &tokens)?, &rope)?;
-        let out = |o: &Var, n: &Var, resid: &Var, m: &[Var], source: &ModSource, lora: Option<(Range<usize>, &Arc<AdapterSet>)>| {
+        let out = |o: &Var,
+                   n: &Var,
+                   resid: &Var,
+                   m: &[Var],
+                   source: &ModSource,
+                   lora: Option<(Range<usize>, &Arc<AdapterSet>)>| {
             let h = self.linear(tape, &at("proj_mlp"), n, Epilogue::Gelu, &[], lora.clone())?;
             let both = tape.one(Concat { axis: 2 }, &[o, &h])?;
             let gate = Epilogue::Gate { source: source.clone(), chunk: 2 };
@@ -397,12 +431,23 @@ impl<'a> Flux<'a> {
                 }
             }
         }
-        let lora = lora.filter(|_| !adapters.is_empty()).map(|(tokens, set)| Lora { tokens, set: set.clone(), adapters });
+        let lora = lora.filter(|_| !adapters.is_empty()).map(|(tokens, set)| Lora {
+            tokens,
+            set: set.clone(),
+            adapters,
+        });
         tape.one(Linear { bias: true, epilogue, lora }, &inputs.iter().collect::<Vec<_>>())
     }
 }
 
-fn ln<'a>(tape: &Tape<'a>, source: &ModSource, x: &Var, m: &[Var], shift: usize, scale: usize) -> Result<Var> {
+fn ln<'a>(
+    tape: &Tape<'a>,
+    source: &ModSource,
+    x: &Var,
+    m: &[Var],
+    shift: usize,
+    scale: usize,
+) -> Result<Var> {
     let inputs: Vec<&Var> = std::iter::once(x).chain(m).collect();
     tape.one(LnModulate { source: source.clone(), shift, scale }, &inputs)
 }

@@ -4,6 +4,7 @@
 
 use crate::engine::{DType, Device, Tensor};
 use crate::error::did_you_mean;
+use crate::files::replace;
 use crate::{Error, Result};
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -11,9 +12,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes before the header: its length as a little-endian u64.
 const PREFIX: usize = 8;
@@ -364,38 +363,6 @@ fn write_header(
         return Err(format!("a header of {} bytes, at most {MAX_HEADER} are allowed", header.len()));
     }
     Ok(header)
-}
-
-/// Writes `bytes` to `path` so that it holds either all of them or what it held before: a temporary file in the same
-/// folder, fsync, rename, fsync of the folder. The folder must exist.
-pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
-    replace(path.as_ref(), |out| out.write_all(bytes))
-}
-
-fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    /// Keeps two writers of one process apart.
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let Some(name) = path.file_name() else {
-        return Err(Error::Usage(format!("{} is not a file name", path.display())));
-    };
-    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let id = NEXT.fetch_add(1, Ordering::Relaxed);
-    let temp = dir.join(format!(".{}.{}-{id}.tmp", name.to_string_lossy(), std::process::id()));
-    let write_temp = || -> std::io::Result<()> {
-        let mut out = BufWriter::new(File::create(&temp)?);
-        write(&mut out)?;
-        out.into_inner().map_err(|e| e.into_error())?.sync_all()?;
-        std::fs::rename(&temp, path)
-    };
-    if let Err(error) = write_temp() {
-        // Best effort: the error that matters is the first one.
-        let _ = std::fs::remove_file(&temp);
-        return Err(Error::io(path)(error));
-    }
-    if cfg!(unix) {
-        File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io(dir))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -28,9 +28,8 @@ pub fn upscale(
 ) -> Result<Image> {
     let Tiling { tile, overlap, batch } = tiling;
     let (h, w) = (lq.height.max(tile), lq.width.max(tile));
-    let padded = Image::from_fn(h, w, |c, y, x| {
-        lq.plane(c)[reflect(y, lq.height) * lq.width + reflect(x, lq.width)]
-    });
+    let padded =
+        Image::from_fn(h, w, |c, y, x| lq.plane(c)[reflect(y, lq.height) * lq.width + reflect(x, lq.width)]);
     let corners: Vec<(usize, usize)> = starts(h, tile, overlap)
         .into_iter()
         .flat_map(|y| starts(w, tile, overlap).into_iter().map(move |x| (y, x)))

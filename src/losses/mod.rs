@@ -1,1 +1,9 @@
-//! One formula per file: flow matching, preference objectives, negatives.
+//! The objectives: one formula per file.
+//!
+//! Responsible for what is optimised: the noised sample and its target velocity, the preference loss on energy gaps, the
+//! closed-form negative. Computes on tensors and gaps with the ops below. Must not know the model, the adapters, the
+//! data or the optimizer, and keeps no state between steps.
+
+pub mod dpo;
+pub mod flow_matching;
+pub mod riesz;

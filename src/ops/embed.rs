@@ -1,28 +1,125 @@
-//! temporary
-/// temporary
-#[derive(Clone, Debug)]
+//! What positions and noise levels are turned into before any weight sees them. Not ops: nothing here is trained.
+//!
+//! ```text
+//! sinusoid(v)[j] = cos(v·ωⱼ) for j < 128, sin(v·ω₍ⱼ₋₁₂₈₎) after;   ωᵢ = exp(−ln 10⁴ · i / 128)
+//! rope: angle of token n, pair j of axis a = ids[n][a] · θ^(−2j/dₐ), the axes' pairs one after the other
+//! ```
+//! The sinusoid takes every step in f32, in the order of the f32 reference (at v = 999 the frequencies' rounding moves
+//! the angle by up to 3e-5); each elementary function is the f64 one rounded, so the bits do not depend on a platform's
+//! f32 library. RoPE is f64 throughout and rounded once.
+
+use crate::engine::{Device, Tensor};
+use crate::{Error, Result};
+
+/// Width of the sinusoid.
+pub const WIDTH: usize = 256;
+
+/// `[n, 256]`: the sinusoidal embedding of `n` values (1000·σ, 1000·guidance).
+pub fn sinusoid(device: &Device, values: &[f32]) -> Tensor {
+    const HALF: usize = WIDTH / 2;
+    let minus_ln = -(10_000f64.ln()) as f32;
+    let frequencies: Vec<f32> =
+        (0..HALF).map(|i| f64::from(minus_ln * i as f32 / HALF as f32).exp() as f32).collect();
+    let mut out = Tensor::empty(device, &[values.len(), WIDTH]);
+    for (row, &v) in out.f32_mut().chunks_exact_mut(WIDTH).zip(values) {
+        let (cos, sin) = row.split_at_mut(HALF);
+        for ((c, s), &f) in cos.iter_mut().zip(sin).zip(&frequencies) {
+            let angle = f64::from(v * f);
+            (*c, *s) = (angle.cos() as f32, angle.sin() as f32);
+        }
+    }
+    out
+}
+
+/// Cosines and sines of the rotary embedding, one row of `half` angles per token.
+#[derive(Clone, Debug, PartialEq)]
 pub struct RopeTable {
-    /// cos
+    /// `[tokens, half]`.
     pub cos: Vec<f32>,
-    /// sin
+    /// `[tokens, half]`.
     pub sin: Vec<f32>,
-    /// half
+    /// Angles per token: half the head's width.
     pub half: usize,
 }
+
 impl RopeTable {
-    /// temporary
-    pub fn new(ids: &[[f32; 3]], axes: &[usize], theta: f64) -> crate::Result<Self> {
-        let half = axes.iter().sum::<usize>() / 2;
-        let (mut cos, mut sin) = (vec![], vec![]);
-        for id in ids {
-            for (k, &d) in axes.iter().enumerate() {
-                for i in 0..d / 2 {
-                    let a = f64::from(id[k]) / theta.powf(2.0 * i as f64 / d as f64);
-                    cos.push(a.cos() as f32);
-                    sin.push(a.sin() as f32);
-                }
+    /// The table of tokens at positions `ids`; `axes` says how much of the head's width each of the three id
+    /// components rotates (16, 56, 56 in FLUX).
+    pub fn new(ids: &[[f32; 3]], axes: &[usize], theta: f64) -> Result<Self> {
+        if axes.len() != 3 || axes.iter().any(|d| d % 2 != 0) {
+            return Err(Error::shape("rope", format!("axes are {axes:?}, wanted three even widths")));
+        }
+        if !(theta > 0.0 && theta.is_finite()) {
+            return Err(Error::shape("rope", format!("theta is {theta}, wanted a positive number")));
+        }
+        let frequencies: Vec<(usize, f64)> = axes
+            .iter()
+            .enumerate()
+            .flat_map(|(a, &d)| (0..d / 2).map(move |i| (a, 1.0 / theta.powf(2.0 * i as f64 / d as f64))))
+            .collect();
+        let angles = ids.iter().flat_map(|id| frequencies.iter().map(|&(a, f)| f64::from(id[a]) * f));
+        let (cos, sin) = angles.map(|x| (x.cos() as f32, x.sin() as f32)).unzip();
+        Ok(Self { cos, sin, half: frequencies.len() })
+    }
+
+    /// The table of the first `tokens` tokens.
+    pub fn leading(&self, tokens: usize) -> Self {
+        let n = tokens * self.half;
+        Self { cos: self.cos[..n].to_vec(), sin: self.sin[..n].to_vec(), half: self.half }
+    }
+
+    /// Tokens it covers.
+    pub fn tokens(&self) -> usize {
+        self.cos.len() / self.half.max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The angle's error: half an ulp of the exponent (≤ 9.3) and of the frequency, and of the product.
+    #[test]
+    fn the_sinusoid_is_the_formula_within_its_rounding() {
+        let values = [0.0, 1.0, 3.5, 250.0, 999.0, 1000.0];
+        let t = sinusoid(&Device::cpu_poisoned(), &values);
+        assert_eq!(t.shape(), [6, 256]);
+        let mut worst = 0f64;
+        for (row, &v) in t.f32().chunks_exact(256).zip(&values) {
+            for i in 0..128 {
+                let exponent = -(10_000f64.ln()) * i as f64 / 128.0;
+                let angle = f64::from(v) * exponent.exp();
+                let e = f64::from(f32::EPSILON);
+                let tolerance = angle * e * (exponent.abs() + 2.0) + e;
+                let error = (f64::from(row[i]) - angle.cos())
+                    .abs()
+                    .max((f64::from(row[128 + i]) - angle.sin()).abs());
+                assert!(error <= tolerance, "value {v}, frequency {i}: {error:e} > {tolerance:e}");
+                worst = worst.max(error);
             }
         }
-        Ok(Self { cos, sin, half })
+        assert!(worst > 1e-6 && worst < 1e-4, "f32 frequencies are not exact: {worst:e}");
+    }
+
+    #[test]
+    fn rope_angles_are_the_formula_rounded_once() {
+        let ids = [[0.0, 0.0, 0.0], [0.0, 3.0, 61.0], [1.0, 63.0, 5.0]];
+        let t = RopeTable::new(&ids, &[16, 56, 56], 1e4).unwrap();
+        assert_eq!((t.half, t.tokens(), t.cos.len()), (64, 3, 192));
+        for (n, id) in ids.iter().enumerate() {
+            for j in 0..64 {
+                let (axis, i, d) = match j {
+                    0..8 => (0, j, 16.0),
+                    8..36 => (1, j - 8, 56.0),
+                    _ => (2, j - 36, 56.0),
+                };
+                let angle = f64::from(id[axis]) / 10_000f64.powf(2.0 * i as f64 / d);
+                assert!((f64::from(t.cos[n * 64 + j]) - angle.cos()).abs() < 7e-8);
+                assert!((f64::from(t.sin[n * 64 + j]) - angle.sin()).abs() < 7e-8);
+            }
+        }
+        assert!(RopeTable::new(&ids, &[16, 55, 56], 1e4).unwrap_err().to_string().contains("[16, 55, 56]"));
+        assert!(RopeTable::new(&ids, &[16, 56], 1e4).is_err());
+        assert!(RopeTable::new(&ids, &[16, 56, 56], 0.0).is_err());
     }
 }

@@ -4,18 +4,26 @@
 //! (plain enough to be read as the definition), and its [`Case`]s. An op knows nothing of the tape, the model or
 //! the other ops' state; it may use another op's slice functions. Adding an op touches its file and one line here.
 
-use crate::engine::{Device, Philox, Tensor};
+use crate::engine::{DType, Device, Philox, Tensor};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::sync::Arc;
 
 pub mod adamw;
 pub mod attention;
+pub mod colored_noise;
+pub mod concat;
 pub mod embed;
 pub mod gelu;
 pub mod linear;
 pub mod modulate;
+pub mod multiplier;
+pub mod negative;
+pub mod patch;
 pub mod qk_norm_rope;
+pub mod reduce;
+pub mod silu;
+pub mod sobolev;
 
 /// A differentiable operation with many inputs and many outputs.
 ///
@@ -343,10 +351,17 @@ pub fn random(device: &Device, shape: &[usize], stream: u64, scale: f32) -> Tens
 pub fn cases(device: &Device) -> Vec<Case> {
     [
         attention::cases(device),
+        colored_noise::cases(device),
+        concat::cases(device),
         gelu::cases(device),
         linear::cases(device),
         modulate::cases(device),
+        negative::cases(device),
+        patch::cases(device),
         qk_norm_rope::cases(device),
+        reduce::cases(device),
+        silu::cases(device),
+        sobolev::cases(device),
     ]
     .into_iter()
     .flatten()
@@ -359,6 +374,24 @@ pub(crate) fn expect_inputs(op: &'static str, inputs: &[&Tensor], wanted: usize)
         return Ok(());
     }
     Err(Error::shape(op, format!("{} inputs were given, {wanted} are wanted", inputs.len())))
+}
+
+/// Refuses inputs that are not stored as f32.
+pub(crate) fn expect_f32(op: &'static str, inputs: &[&Tensor]) -> Result<()> {
+    match inputs.iter().position(|t| t.dtype() != DType::F32) {
+        None => Ok(()),
+        Some(i) => Err(Error::shape(op, format!("input {i} is {:?}, wanted F32", inputs[i].dtype()))),
+    }
+}
+
+/// Refuses to be asked for the gradient of an input that has none.
+pub(crate) fn expect_constant(op: &'static str, save: &Save, inputs: &[(usize, &str)]) -> Result<()> {
+    match inputs.iter().find(|(i, _)| save.needs(*i)) {
+        None => Ok(()),
+        Some((i, what)) => {
+            Err(Error::shape(op, format!("input {i} ({what}) has no gradient here: pass it as a constant")))
+        }
+    }
 }
 
 /// The extents of a three-dimensional input, named in the error otherwise.

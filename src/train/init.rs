@@ -38,7 +38,9 @@ pub fn base(config: &FluxConfig, seed: u64, device: &Device) -> Result<ParamSet>
                 } else if name == "proj_out.weight" {
                     // The embedder's transpose, scaled by the share of D it fills.
                     let scale = (inp.min(out) as f32 / inp as f32).sqrt().min(1.0);
-                    (0..n).map(|k| scale * embed.get(k % inp * out + k / inp).copied().unwrap_or(0.0)).collect()
+                    (0..n)
+                        .map(|k| scale * embed.get(k % inp * out + k / inp).copied().unwrap_or(0.0))
+                        .collect()
                 } else if closed(&name) {
                     vec![0.0; n]
                 } else {

@@ -1,7 +1,7 @@
 //! What a run leaves to read: one JSON object per step, a summary at the end, and the memory it took.
 
 use crate::eval::Metrics;
-use crate::flux::weights::write_atomic;
+use crate::files::write_atomic;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};

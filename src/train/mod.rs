@@ -4,8 +4,14 @@
 //! is the binary's part, which hands over a preset's name, a file and `--set` texts.
 
 pub mod config;
+pub mod init;
 pub mod log;
+pub mod objective;
 pub mod options;
+pub mod run;
+pub mod stages;
 
 pub use config::Config;
-pub use log::{Eval, EvalRow, JsonlLog, StageSummary, Summary, peak_rss_mb};
+pub use log::{Eval, JsonlLog, StageSummary, Summary, peak_rss_mb};
+pub use run::run;
+pub use stages::Progress;

@@ -200,7 +200,8 @@ pub fn as_dpo<'a>(
 ) -> Result<Outcome> {
     let b = pairs.winner.shape()[0];
     let device = pairs.winner.device();
-    let (sigma_w, sigma_l) = (sigma_tensor(device, &pairs.sigma_winner)?, sigma_tensor(device, &pairs.sigma_loser)?);
+    let (sigma_w, sigma_l) =
+        (sigma_tensor(device, &pairs.sigma_winner)?, sigma_tensor(device, &pairs.sigma_loser)?);
     let (x_w, target_w) = noised(&pairs.winner, &pairs.noise_winner, &sigma_w)?;
     let (x_l, target_l) = noised(&pairs.loser, &pairs.noise_loser, &sigma_l)?;
 
@@ -217,7 +218,8 @@ pub fn as_dpo<'a>(
             Some(negative)
         }
         Adversary::Riesz => {
-            let delta = riesz_perturbation(flux, objective, &policies.reference, pairs, &x_w, &target_w, mode)?;
+            let delta =
+                riesz_perturbation(flux, objective, &policies.reference, pairs, &x_w, &target_w, mode)?;
             Some(perturbed(&pairs.winner, &x_w, &target_w, &delta, &pairs.sigma_winner)?)
         }
     };
@@ -235,7 +237,8 @@ pub fn as_dpo<'a>(
     let twice = |t: &[&Tensor]| Tensor::stack(&[t, t].concat());
     let set = AdapterSet::runs(&[(policies.policy.clone(), n), (policies.reference.clone(), n)]);
     let cond = Tensor::stack(&vec![&pairs.cond; 2 * streams])?;
-    let v = velocity(flux, tape, &Var::constant(twice(&x)?), &cond, &[&sigma[..], &sigma].concat(), set, mode)?;
+    let v =
+        velocity(flux, tape, &Var::constant(twice(&x)?), &cond, &[&sigma[..], &sigma].concat(), set, mode)?;
     let target = Tensor::stack(&target)?;
     let v_reference = v.value().rows(n..2 * n)?;
     let inputs = [&v, &Var::constant(v_reference.clone()), &Var::constant(target.clone())];
@@ -257,7 +260,14 @@ impl AsDpo {
     }
 }
 
-fn coupled(lambda: f32, x: &Tensor, x_sigma: &Tensor, target: &Tensor, v: &Tensor, sigma: &Tensor) -> Result<Negative> {
+fn coupled(
+    lambda: f32,
+    x: &Tensor,
+    x_sigma: &Tensor,
+    target: &Tensor,
+    v: &Tensor,
+    sigma: &Tensor,
+) -> Result<Negative> {
     let inputs = [x, x_sigma, target, v, sigma].map(|t| Var::constant(t.clone()));
     let out = Tape::no_grad().apply(CoupledNegative { lambda }, &inputs.iter().collect::<Vec<_>>())?;
     let [x_sigma, target, x]: [Var; 3] =
@@ -266,7 +276,13 @@ fn coupled(lambda: f32, x: &Tensor, x_sigma: &Tensor, target: &Tensor, v: &Tenso
 }
 
 /// The loser at `x + δ` with the winner's noise.
-fn perturbed(x: &Tensor, x_sigma: &Tensor, target: &Tensor, delta: &Tensor, sigma: &[f32]) -> Result<Negative> {
+fn perturbed(
+    x: &Tensor,
+    x_sigma: &Tensor,
+    target: &Tensor,
+    delta: &Tensor,
+    sigma: &[f32],
+) -> Result<Negative> {
     let moved = |t: &Tensor, factor: &dyn Fn(f32) -> f32| {
         let mut out = Tensor::from_slice(t.device(), t.shape(), t.f32())?;
         let n = t.stride0();

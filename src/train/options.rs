@@ -4,8 +4,11 @@
 //! [`Config::to_toml`](super::Config::to_toml) come from them. A line reads
 //! `key: type = default => [Section: its default, …], range, only [Section, …];`.
 
+use super::objective::Adversary;
+use crate::data::DeadLeavesSource;
 use crate::error::did_you_mean;
 use crate::flux::schedule::LrSchedule;
+use crate::ops::sobolev::{Metric, Spectrum, Weight};
 use std::ops::RangeInclusive;
 use toml::Value;
 
@@ -298,6 +301,19 @@ field_names!(LrSchedule {
     Constant = "constant",
     DecayHalf = "decay-half",
 });
+field_names!(Spectrum {
+    Full = "full",
+    Half = "half",
+});
+field_names!(Weight {
+    Raw = "raw",
+    MeanOne = "mean-one",
+});
+field_names!(Adversary {
+    Lora = "lora",
+    Riesz = "riesz",
+    None = "none",
+});
 
 choice! {
     /// A section of the config file.
@@ -328,35 +344,12 @@ choice! {
         /// The preference adapter, trained with AS-DPO.
         Asdpo = "asdpo",
     }
-    /// Which frequencies the Sobolev norm sums (METHOD §4).
-    Spectrum {
-        /// The whole plane: exact.
-        Full = "full",
-        /// The columns of a real FFT once each, as the reference does.
-        Half = "half",
-    }
-    /// The scale of the Sobolev weight (1+|k|²)^s.
-    SobolevWeight {
-        /// As it stands; β then belongs to one resolution.
-        Raw = "raw",
-        /// Divided by its mean over the plane; one β serves every size.
-        MeanOne = "mean-one",
-    }
     /// Noise and noise level of the dataset loser.
     LoserNoise {
         /// Its own draw.
         Own = "own",
         /// The winner's.
         Shared = "shared",
-    }
-    /// Where the adversarial loser comes from (METHOD §6).
-    AdversaryKind {
-        /// The adversary's adapter.
-        Lora = "lora",
-        /// The Riesz direction in closed form.
-        Riesz = "riesz",
-        /// There is none: plain (S-)DPO.
-        None = "none",
     }
 }
 
@@ -365,6 +358,8 @@ options! {
     RunOptions in [Run] {
         /// Seed of every random draw.
         seed: u64 = 0, 0..=i64::MAX as u64;
+        /// A finished run to take the base, the codec and the adapters from that the stages here do not make; empty: none.
+        from: String = String::new(), Any;
         /// The preset this configuration started from.
         preset: String = "tiny".to_owned(), Any;
         /// Worker threads; 0: one per core.
@@ -383,6 +378,8 @@ options! {
         source: String = "dead-leaves".to_owned(), Any;
         /// Images in all, held-out ones included; of a folder 0 takes every one.
         images: usize = 144, 0..=100_000_000;
+        /// Seed of the drawn images, apart from run.seed so that runs are judged on the same ones (dead leaves only).
+        seed: u64 = DeadLeavesSource::RECIPE_SEED, 0..=i64::MAX as u64;
         /// Side of a drawn image, in pixels (dead leaves only).
         image_size: usize = 192, 8..=16384;
         /// Images kept out of training, for the evaluation.
@@ -468,18 +465,26 @@ options! {
         /// DPO's β; the loss multiplies energy gaps by half of it. Belongs to a resolution where weight = "raw".
         beta: f32 = 500.0, Above(0.0, 1e9);
         /// Order of the Sobolev norm; 0: the plain mean squared error.
-        s: f32 = 1.5, 0.0..=8.0;
+        s: f32 = 1.5, -8.0..=8.0;
         /// How far the adversarial loser lies from the winner towards the adversary's estimate.
         lambda: f32 = 1.0, Above(0.0, 1.0);
         /// Frequencies the norm sums: the whole plane, or those of a real FFT once each as the reference does.
         spectrum: Spectrum = Spectrum::Full, Any;
         /// The norm's weight as it stands, or divided by its mean over the plane.
-        weight: SobolevWeight = SobolevWeight::MeanOne, Any;
+        weight: Weight = Weight::MeanOne, Any;
         /// Noise and noise level of the dataset loser: its own draw, or the winner's.
         loser_noise: LoserNoise = LoserNoise::Own, Any;
         /// Where the adversarial loser comes from; "none" leaves the dataset loser alone.
-        adversary: AdversaryKind = AdversaryKind::Lora, Any;
+        adversary: Adversary = Adversary::Lora, Any;
         /// Radius of the Riesz perturbation, in units of the root of the residual's energy (adversary = "riesz").
         rho: f32 = 0.1, Above(0.0, 1e6);
+    }
+}
+
+impl PreferenceOptions {
+    /// The Sobolev metric these options describe; the exponent as the decimal that was written.
+    pub fn metric(&self) -> Metric {
+        let s = self.s.to_string().parse().unwrap_or(f64::from(self.s));
+        Metric { s, spectrum: self.spectrum, weight: self.weight }
     }
 }

@@ -5,14 +5,14 @@ use super::log::{Eval, JsonlLog, StageSummary, Summary, peak_rss_mb};
 use super::options::StageName;
 use super::stages::{Artifacts, Context, Progress};
 use crate::data::{
-    DeadLeavesSource, Degradation, EvalPair, Folder, HaarCodec, Image, Sampler, Source, Split, montage, nearest,
-    torch_up,
+    DeadLeavesSource, Degradation, EvalPair, Folder, HaarCodec, Image, Sampler, Source, Split, montage,
+    nearest, torch_up,
 };
 use crate::engine::Device;
 use crate::eval::{Metrics, evaluate};
+use crate::files::write_atomic;
 use crate::flux::config::FluxConfig;
 use crate::flux::params::Adapter;
-use crate::flux::weights::write_atomic;
 use crate::infer::model::{Model, SCALE, layout, load_codec};
 use crate::{Error, Result};
 use std::path::Path;
@@ -57,7 +57,8 @@ fn source(config: &Config) -> Result<(Arc<dyn Source>, Split)> {
     }
     let folder = Folder::open(&d.source, d.crop)?;
     let photos = Split::photos(folder.len())?;
-    let split = if d.held_out < photos.held_out.len() { Split::last(folder.len(), d.held_out)? } else { photos };
+    let split =
+        if d.held_out < photos.held_out.len() { Split::last(folder.len(), d.held_out)? } else { photos };
     Ok((Arc::new(folder), split))
 }
 
@@ -76,7 +77,10 @@ fn degradation(config: &Config) -> Degradation {
 pub fn run(config: &Config, out: &Path, progress: &dyn Progress, stop: &AtomicBool) -> Result<Summary> {
     let begun = Instant::now();
     if config.data.scale != SCALE {
-        return Err(Error::Usage(format!("data.scale = {}: this codec's models are ×{SCALE}", config.data.scale)));
+        return Err(Error::Usage(format!(
+            "data.scale = {}: this codec's models are ×{SCALE}",
+            config.data.scale
+        )));
     }
     let from = Some(Path::new(&config.run.from)).filter(|p| !p.as_os_str().is_empty());
     let (source, split) = source(config)?;
@@ -95,12 +99,17 @@ pub fn run(config: &Config, out: &Path, progress: &dyn Progress, stop: &AtomicBo
     }
     prepare(out)?;
     write_atomic(out.join("config.toml"), config.to_toml().as_bytes())?;
-    let codec_json = serde_json::to_string_pretty(sampler.codec()).map_err(|e| Error::format(out, e.to_string()))?;
+    let codec_json =
+        serde_json::to_string_pretty(sampler.codec()).map_err(|e| Error::format(out, e.to_string()))?;
     write_atomic(out.join(layout::CODEC), codec_json.as_bytes())?;
     let mut log = JsonlLog::append(out.join("log.jsonl"))?;
     let context = Context { config, flux, device, sampler, out, progress, stop };
-    let stages: Vec<StageSummary> =
-        config.run.stages.iter().map(|&stage| context.run(stage, &mut made, &mut log)).collect::<Result<_>>()?;
+    let stages: Vec<StageSummary> = config
+        .run
+        .stages
+        .iter()
+        .map(|&stage| context.run(stage, &mut made, &mut log))
+        .collect::<Result<_>>()?;
     let pairs = context.sampler.held_out(config.run.eval_crops)?;
     let eval = evaluation(&context, made, &pairs)?;
     let summary = Summary {

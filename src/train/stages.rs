@@ -163,8 +163,10 @@ impl<'r> Context<'r> {
         let summary = self.train(stage, &mut params, &decay, log, |params, step| {
             let batch = self.sampler.batch(stage as u64, step, o.batch, false)?;
             let pairs = self.pairs(&batch, step)?;
-            let mut adapters =
-                vec![Adapter::frozen(sft, 1.0), Adapter::trainable(layout::ASDPO, o.alpha / o.rank as f32, params)?];
+            let mut adapters = vec![
+                Adapter::frozen(sft, 1.0),
+                Adapter::trainable(layout::ASDPO, o.alpha / o.rank as f32, params)?,
+            ];
             adapters.extend(adv.map(|f| Adapter::frozen(f, 1.0)));
             let flux = Flux { config: &self.flux, weights: base, adapters: &adapters };
             let tape = objective.tape(o.batch, params.leaves());
@@ -294,15 +296,25 @@ impl<'r> Context<'r> {
     }
 
     /// Keeps a finished adapter: in `made`, and on disk.
-    fn finish_adapter(&self, name: &str, o: &StageOptions, params: &ParamSet, made: &mut Artifacts) -> Result<()> {
+    fn finish_adapter(
+        &self,
+        name: &str,
+        o: &StageOptions,
+        params: &ParamSet,
+        made: &mut Artifacts,
+    ) -> Result<()> {
         let mut modules = BTreeMap::new();
         let copy = |full: &str| -> Result<Tensor> {
-            let id = params.find(full).ok_or_else(|| Error::Usage(format!("there is no parameter {full}")))?;
+            let id =
+                params.find(full).ok_or_else(|| Error::Usage(format!("there is no parameter {full}")))?;
             let t = params.master(id.0);
             Tensor::from_slice(&self.device, t.shape(), t.f32())
         };
         for (module, ..) in self.flux.lora_targets() {
-            let (a, b) = (copy(&format!("{name}.{module}.lora_A.weight"))?, copy(&format!("{name}.{module}.lora_B.weight"))?);
+            let (a, b) = (
+                copy(&format!("{name}.{module}.lora_A.weight"))?,
+                copy(&format!("{name}.{module}.lora_B.weight"))?,
+            );
             modules.insert(module, LoraModule { a, b, alpha: o.alpha });
         }
         let file = AdapterFile {
@@ -413,7 +425,9 @@ fn first_step_is_ln2(loss: f32, losers: usize) -> Result<()> {
     if (loss - want).abs() <= 1e-6 * want {
         return Ok(());
     }
-    let detail = format!("the first loss is {loss}, but policy and reference are equal: it must be {want} ({losers}·ln 2)");
+    let detail = format!(
+        "the first loss is {loss}, but policy and reference are equal: it must be {want} ({losers}·ln 2)"
+    );
     Err(Error::shape("asdpo", detail))
 }
 

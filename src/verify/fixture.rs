@@ -50,7 +50,10 @@ impl Fixture {
         let forgotten: Vec<&str> =
             self.file.names().filter(|n| !self.seen.contains(*n) && self.kind(n) != "input").collect();
         if let Some(first) = forgotten.first() {
-            return Err(self.error(format!("{} recorded tensors were not replayed, the first is {first}", forgotten.len())));
+            return Err(self.error(format!(
+                "{} recorded tensors were not replayed, the first is {first}",
+                forgotten.len()
+            )));
         }
         Ok(self.tally)
     }
@@ -105,7 +108,9 @@ impl Fixture {
     /// The adapter the configuration lists under `name`, its alpha as recorded there.
     pub fn adapter(&self, name: &str, device: &Device) -> Result<AdapterFile> {
         let entry = self.value(&format!("/lora/{name}"))?;
-        let path = entry["file"].as_str().ok_or_else(|| self.error(format!("config lora.{name}.file is missing")))?;
+        let path = entry["file"]
+            .as_str()
+            .ok_or_else(|| self.error(format!("config lora.{name}.file is missing")))?;
         let mut file = AdapterFile::load(self.dir.join(path), device)?;
         file.name = name.to_owned();
         if let Some(alpha) = entry["lora_alpha"].as_f64() {
@@ -116,7 +121,8 @@ impl Fixture {
 
     /// Leaves out every tensor `which` accepts, for `reason`.
     pub fn leave_out(&mut self, reason: &str, which: impl Fn(&str) -> bool) {
-        let names: Vec<String> = self.names().into_iter().filter(|n| which(n) && self.kind(n) != "input").collect();
+        let names: Vec<String> =
+            self.names().into_iter().filter(|n| which(n) && self.kind(n) != "input").collect();
         if !names.is_empty() {
             self.tally.left_out.push(format!("{} tensors: {reason}", names.len()));
             self.seen.extend(names);
@@ -141,11 +147,17 @@ impl Fixture {
     fn compare(&mut self, name: &str, tolerance_of: &str, got: &[f64]) -> Result<()> {
         let want = self.file.f64s(name)?;
         if want.len() != got.len() {
-            return Err(self.error(format!("{name}: {} values computed, {} recorded", got.len(), want.len())));
+            return Err(self.error(format!(
+                "{name}: {} values computed, {} recorded",
+                got.len(),
+                want.len()
+            )));
         }
         let t = &self.tensors[tolerance_of]["tolerance"];
         let error = |i: usize| (got[i] - want[i]).abs();
-        let largest = (0..want.len()).map(error).fold(0.0, |a: f64, e| if e.is_nan() { f64::INFINITY } else { a.max(e) });
+        let largest = (0..want.len())
+            .map(error)
+            .fold(0.0, |a: f64, e| if e.is_nan() { f64::INFINITY } else { a.max(e) });
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
         let (size, miss) = (norm(&mut want.iter().copied()), norm(&mut (0..want.len()).map(error)));
         let mut ratio: Option<f64> = None;
@@ -160,7 +172,8 @@ impl Fixture {
             bound(largest / size / tol);
         }
         // Recorded without a tolerance: exact integers and float64 values, to float32 rounding.
-        let ratio = ratio.unwrap_or_else(|| largest / want.iter().fold(1e-30, |a: f64, v| a.max(v.abs())) / 2e-6);
+        let ratio =
+            ratio.unwrap_or_else(|| largest / want.iter().fold(1e-30, |a: f64, v| a.max(v.abs())) / 2e-6);
         self.record(name, ratio, &format!("error {largest:.2e}"));
         Ok(())
     }
@@ -170,7 +183,11 @@ impl Fixture {
     pub fn check_adamw(&mut self, name: &str, got: &[f32], grad: &[f64], lr: f64) -> Result<()> {
         let want = self.file.f64s(name)?;
         if want.len() != got.len() || want.len() != grad.len() {
-            return Err(self.error(format!("{name}: {} values computed, {} recorded", got.len(), want.len())));
+            return Err(self.error(format!(
+                "{name}: {} values computed, {} recorded",
+                got.len(),
+                want.len()
+            )));
         }
         let peak = grad.iter().fold(0.0f64, |a, g| a.max(g.abs()));
         let mut worst = 0f64;

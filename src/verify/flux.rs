@@ -2,7 +2,7 @@
 
 use super::fixture::Fixture;
 use crate::Result;
-use crate::autograd::{Leaves, ParamSet, Tape, Var};
+use crate::autograd::{ParamSet, Tape, Var};
 use crate::engine::{Device, Tensor};
 use crate::flux::config::FluxConfig;
 use crate::flux::params::{Adapter, Weights, adapter_params};
@@ -74,7 +74,8 @@ pub(super) fn plain(f: &mut Fixture, device: &Device) -> Result<()> {
             None => {
                 // Recorded after a single block: text and image in one sequence.
                 let part = |half: &str| {
-                    seen.get(&format!("{name}.{half}")).ok_or_else(|| f.error(format!("{name} is not computed")))
+                    seen.get(&format!("{name}.{half}"))
+                        .ok_or_else(|| f.error(format!("{name} is not computed")))
                 };
                 let (txt, img) = (part("txt")?, part("img")?);
                 let (a, b) = (txt.stride0(), img.stride0());
@@ -127,12 +128,19 @@ pub(super) fn conditioned(f: &mut Fixture, device: &Device) -> Result<()> {
         f.check(&name, v.value().f32())?;
     }
     // Gradients of every adapter that has recorded ones.
-    let trained: Vec<usize> =
-        (0..names.len()).filter(|&i| f.names().iter().any(|n| n.starts_with(&format!("grad.{}.", names[i])))).collect();
+    let trained: Vec<usize> = (0..names.len())
+        .filter(|&i| f.names().iter().any(|n| n.starts_with(&format!("grad.{}.", names[i]))))
+        .collect();
     let mut params = adapter_params(device, &trained.iter().map(|&i| &files[i]).collect::<Vec<_>>())?;
     let adapters = trained
         .iter()
-        .map(|&i| Adapter::trainable(&names[i], files[i].modules.values().next().map_or(1.0, |m| m.scaling()), &params))
+        .map(|&i| {
+            Adapter::trainable(
+                &names[i],
+                files[i].modules.values().next().map_or(1.0, |m| m.scaling()),
+                &params,
+            )
+        })
         .collect::<Result<Vec<_>>>()?;
     let flux = Flux { config: &config, weights: &weights, adapters: &adapters };
     let tape = Tape::new(params.leaves());

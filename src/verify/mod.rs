@@ -71,7 +71,11 @@ pub fn run(dir: &Path, only: &[String], device: &Device) -> Result<Vec<Row>> {
             return Err(Error::Usage(detail));
         }
     }
-    Ok(stems.into_iter().filter(|s| only.is_empty() || only.contains(s)).map(|s| replay(dir, &s, device)).collect())
+    Ok(stems
+        .into_iter()
+        .filter(|s| only.is_empty() || only.contains(s))
+        .map(|s| replay(dir, &s, device))
+        .collect())
 }
 
 fn replay(dir: &Path, stem: &str, device: &Device) -> Row {
@@ -95,7 +99,11 @@ fn replay(dir: &Path, stem: &str, device: &Device) -> Row {
             row.worst = tally.worst;
             let ok = tally.misses.is_empty() && tally.compared > 0;
             row.verdict = if ok { Verdict::Passed } else { Verdict::Failed };
-            row.detail = if tally.compared == 0 { "it holds nothing to compare".to_owned() } else { tally.misses.join("; ") };
+            row.detail = if tally.compared == 0 {
+                "it holds nothing to compare".to_owned()
+            } else {
+                tally.misses.join("; ")
+            };
         }
         Err(e) => {
             row.verdict = Verdict::Failed;

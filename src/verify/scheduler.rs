@@ -11,13 +11,20 @@ pub(super) fn replay(f: &mut Fixture, _: &Device) -> Result<()> {
     f.check("train.sigmas", &train)?;
     f.check("train.timesteps", &train.iter().map(|s| s * 1000.0).collect::<Vec<_>>())?;
     for name in f.names() {
-        let Some((n, tokens)) = name.strip_prefix("infer.sigmas_n").and_then(|r| r.split_once("_L")) else { continue };
+        let Some((n, tokens)) = name.strip_prefix("infer.sigmas_n").and_then(|r| r.split_once("_L")) else {
+            continue;
+        };
         let key = format!("n{n}_L{tokens}");
-        let parse = |v: &str| v.parse::<usize>().map_err(|_| f.error(format!("{name} does not end in n<steps>_L<tokens>")));
+        let parse = |v: &str| {
+            v.parse::<usize>().map_err(|_| f.error(format!("{name} does not end in n<steps>_L<tokens>")))
+        };
         let (n, tokens) = (parse(n)?, parse(tokens)?);
         let sigmas = sampling_sigmas(n, tokens);
         f.check(&name, &sigmas)?;
-        f.check(&format!("infer.timesteps_{key}"), &sigmas[..n].iter().map(|s| s * 1000.0).collect::<Vec<_>>())?;
+        f.check(
+            &format!("infer.timesteps_{key}"),
+            &sigmas[..n].iter().map(|s| s * 1000.0).collect::<Vec<_>>(),
+        )?;
         f.check(&format!("infer.mu_{key}"), &[shift_mu(tokens) as f32])?;
     }
     let u = f.f32s("logit.u")?;

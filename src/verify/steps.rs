@@ -15,10 +15,13 @@ use crate::ops::AdapterSet;
 use crate::ops::adamw::{AdamW, clip_factor};
 use crate::ops::patch::Pack;
 use crate::ops::sobolev::{Metric, SobolevGap, Spectrum, Weight};
-use crate::train::objective::{Adversary, AsDpo, Mode, Outcome, Pairs, Policies, Text, as_dpo, flow_matching, velocity};
+use crate::train::objective::{
+    Adversary, AsDpo, Mode, Outcome, Pairs, Policies, Text, as_dpo, flow_matching, velocity,
+};
 
 const MODE: Mode = Mode { text: Text::Collapsed, recompute: false };
-const REFERENCE_QUIRK: &str = "the reference also clips by, and accumulates, the frozen base_sft adapter's gradients";
+const REFERENCE_QUIRK: &str =
+    "the reference also clips by, and accumulates, the frozen base_sft adapter's gradients";
 
 struct Model {
     config: FluxConfig,
@@ -43,8 +46,12 @@ fn scale_of(file: &AdapterFile) -> f32 {
 
 fn adamw(f: &Fixture) -> Result<(AdamW, f32)> {
     let n = |at: &str| f.number(&format!("/optimizer/{at}")).map(|v| v as f32);
-    let opt =
-        AdamW { beta1: n("betas/0")?, beta2: n("betas/1")?, eps: n("eps")?, weight_decay: n("weight_decay")? };
+    let opt = AdamW {
+        beta1: n("betas/0")?,
+        beta2: n("betas/1")?,
+        eps: n("eps")?,
+        weight_decay: n("weight_decay")?,
+    };
     Ok((opt, n("max_grad_norm")?))
 }
 
@@ -52,16 +59,27 @@ fn adamw(f: &Fixture) -> Result<(AdamW, f32)> {
 fn check_grads(f: &mut Fixture, prefix: &str, adapter: &str, params: &ParamSet) -> Result<()> {
     for name in f.names() {
         let Some(rest) = name.strip_prefix(&format!("{prefix}transformer.")) else { continue };
-        let id = params.find(&format!("{adapter}.{rest}")).ok_or_else(|| f.error(format!("{name}: no such parameter")))?;
+        let id = params
+            .find(&format!("{adapter}.{rest}"))
+            .ok_or_else(|| f.error(format!("{name}: no such parameter")))?;
         f.check(&name, params.grad(id.0).f32())?;
     }
     Ok(())
 }
 
-fn check_weights(f: &mut Fixture, prefix: &str, grads: &str, adapter: &str, params: &ParamSet, lr: f64) -> Result<()> {
+fn check_weights(
+    f: &mut Fixture,
+    prefix: &str,
+    grads: &str,
+    adapter: &str,
+    params: &ParamSet,
+    lr: f64,
+) -> Result<()> {
     for name in f.names() {
         let Some(rest) = name.strip_prefix(&format!("{prefix}transformer.")) else { continue };
-        let id = params.find(&format!("{adapter}.{rest}")).ok_or_else(|| f.error(format!("{name}: no such parameter")))?;
+        let id = params
+            .find(&format!("{adapter}.{rest}"))
+            .ok_or_else(|| f.error(format!("{name}: no such parameter")))?;
         let grad = f.f64s(&format!("{grads}transformer.{rest}"))?;
         f.check_adamw(&name, params.master(id.0).f32(), &grad, lr)?;
     }
@@ -82,7 +100,7 @@ pub(super) fn adversary(f: &mut Fixture, device: &Device) -> Result<()> {
 
     let (sft, adv) = (f.adapter("base_sft", device)?, f.adapter("adv", device)?);
     let (opt, max_norm) = adamw(f)?;
-    let mut run = |trained: &[&AdapterFile]| -> Result<(ParamSet, Vec<f32>, f32)> {
+    let run = |trained: &[&AdapterFile]| -> Result<(ParamSet, Vec<f32>, f32)> {
         let mut params = adapter_params(device, trained)?;
         let mut adapters = vec![if trained.len() == 2 {
             Adapter::trainable("base_sft", scale_of(&sft), &params)?
@@ -160,8 +178,13 @@ fn variant(f: &mut Fixture, model: &Model, pairs: &Pairs, name: &str, device: &D
     }
     // `also_sft`: with the gradients of base_sft too, which only the reference's clip norm looks at.
     let run = |params: &mut ParamSet, also_sft: bool| -> Result<Outcome> {
-        let sft = if also_sft { Adapter::trainable("base_sft", scale_of(&sft), params)? } else { Adapter::frozen(&sft, 1.0) };
-        let adapters = [sft, Adapter::trainable("train_dpo", scale_of(&dpo), params)?, Adapter::frozen(&adv, 1.0)];
+        let sft = if also_sft {
+            Adapter::trainable("base_sft", scale_of(&sft), params)?
+        } else {
+            Adapter::frozen(&sft, 1.0)
+        };
+        let adapters =
+            [sft, Adapter::trainable("train_dpo", scale_of(&dpo), params)?, Adapter::frozen(&adv, 1.0)];
         let flux = Flux { config: &model.config, weights: &model.weights, adapters: &adapters };
         let policies = Policies { policy: vec![0, 1], reference: vec![0], adversary: vec![0, 2] };
         let tape = objective.tape(pairs.sigma_winner.len(), params.leaves());
@@ -222,7 +245,8 @@ fn predictions(f: &mut Fixture, name: &str, pairs: &Pairs, out: &Outcome, object
         // The adversary's clean estimate x_σ − σ·v = x + σ·(v* − v).
         let stride = pairs.winner.stride0();
         let (x, e, v) = (pairs.winner.f32(), pairs.noise_winner.f32(), v.f32());
-        let estimate: Vec<f32> = (0..x.len()).map(|i| x[i] + pairs.sigma_winner[i / stride] * (e[i] - x[i] - v[i])).collect();
+        let estimate: Vec<f32> =
+            (0..x.len()).map(|i| x[i] + pairs.sigma_winner[i / stride] * (e[i] - x[i] - v[i])).collect();
         f.check(&at("x1_adv"), &estimate)?;
     }
     // Energies of the residuals: gaps to a reference that hits the target.
@@ -241,18 +265,24 @@ fn predictions(f: &mut Fixture, name: &str, pairs: &Pairs, out: &Outcome, object
         if f.has(&at(&format!("{who}_losses"))) {
             f.check(&at(&format!("{who}_losses")), &e)?;
         }
-        f.check(&at(&format!("raw_{who}_loss")), &[(e.iter().map(|&v| f64::from(v)).sum::<f64>() / e.len() as f64) as f32])?;
+        f.check(
+            &at(&format!("raw_{who}_loss")),
+            &[(e.iter().map(|&v| f64::from(v)).sum::<f64>() / e.len() as f64) as f32],
+        )?;
     }
     let s = &out.stats;
     let arguments = &s.arguments;
     for (i, argument) in arguments.chunks(b).enumerate() {
-        let key = if f.has(&at("inside_term")) { at("inside_term") } else { at(&format!("inside_term_{}", i + 1)) };
+        let key =
+            if f.has(&at("inside_term")) { at("inside_term") } else { at(&format!("inside_term_{}", i + 1)) };
         f.check(&key, argument)?;
     }
     f.check(&at("loss_dpo_data"), &[s.loss_data])?;
     f.check(&at("loss_dpo_adv"), &[s.loss_adv.unwrap_or(0.0)])?;
     f.check(&at("loss"), &[out.loss.value().item()])?;
-    let share = |of: &dyn Fn(f32) -> bool| arguments.iter().filter(|&&a| of(a)).count() as f32 / arguments.len() as f32;
+    let share = |of: &dyn Fn(f32) -> bool| {
+        arguments.iter().filter(|&&a| of(a)).count() as f32 / arguments.len() as f32
+    };
     f.check(&at("implicit_acc"), &[s.implicit_accuracy])?;
     f.check(&at("implicit_acc_lenient"), &[share(&|a| a >= 0.0)])
 }

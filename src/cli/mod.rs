@@ -1,0 +1,69 @@
+//! The command line: one file per subcommand. Parses, prints, sets exit codes; no maths.
+
+mod inspect;
+mod train;
+mod upscale;
+mod verify;
+
+use asasr_engine::{Error, Result};
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Trains faithful image super-resolution: FLUX + LoRA, aligned with ASASR.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a model through ASASR's stages
+    Train(train::Args),
+    /// Upscale an image ×4 with a trained run
+    Upscale(upscale::Args),
+    /// Replay golden vectors recorded from the reference implementation
+    Verify(verify::Args),
+    /// Show what a safetensors file, an adapter or a run directory holds
+    Inspect(inspect::Args),
+}
+
+/// Parses, runs, and turns the outcome into an exit code: 0, 1 for a failure, 2 for a usage error, 130 for Ctrl-C.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Train(args) => train::run(&args),
+        Command::Upscale(args) => upscale::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+    };
+    outcome.unwrap_or_else(|e| {
+        eprintln!("error: {e}");
+        ExitCode::from(e.exit_code())
+    })
+}
+
+/// A flag that Ctrl-C raises; a second Ctrl-C ends the process at once.
+fn ctrl_c() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this step; Ctrl-C again stops at once");
+    })
+    .map_err(|e| Error::Usage(format!("Ctrl-C cannot be caught: {e}")))?;
+    Ok(stop)
+}
+
+/// Sets the number of worker threads; 0 is one per core.
+fn threads(n: usize) -> Result<()> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(n)
+        .build_global()
+        .map_err(|e| Error::Usage(format!("{n} worker threads cannot be started: {e}")))
+}

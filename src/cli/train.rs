@@ -1,0 +1,110 @@
+//! `asasr-engine train`.
+
+use super::{ctrl_c, threads};
+use asasr_engine::train::stages::Progress;
+use asasr_engine::train::{Config, StageSummary};
+use asasr_engine::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+#[command(after_long_help = Config::help())]
+pub struct Args {
+    /// Start from a preset: tiny, paper-512
+    #[arg(long)]
+    preset: Option<String>,
+    /// A TOML file of options on top of the preset
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set one option, e.g. asdpo.beta=1000 (repeatable; last wins)
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    sets: Vec<String>,
+    /// Train on a folder of png and jpeg photos instead of the images the program draws (data.source)
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+    /// Run only these stages, comma-separated: base, sft, adversary, asdpo (run.stages)
+    #[arg(long, value_name = "STAGES")]
+    stages: Option<String>,
+    /// A finished run that has what the chosen stages build on (run.from)
+    #[arg(long, value_name = "RUN")]
+    from: Option<PathBuf>,
+    /// Where the run goes; must not hold one yet
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Print the options in full, as a TOML file, and exit
+    #[arg(long)]
+    print_config: bool,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let mut sets = args.sets.clone();
+    let path = |p: &PathBuf| {
+        let text = p.to_str().map(str::to_owned);
+        text.ok_or_else(|| Error::Usage(format!("{} is not a path in UTF-8", p.display())))
+    };
+    if let Some(data) = &args.data {
+        sets.push(format!("data.source={}", path(data)?));
+    }
+    if let Some(stages) = &args.stages {
+        sets.push(format!("run.stages={stages}"));
+    }
+    if let Some(from) = &args.from {
+        sets.push(format!("run.from={}", path(from)?));
+    }
+    let config = Config::load(args.preset.as_deref(), args.config.as_deref(), &sets)?;
+    if args.print_config {
+        print!("{}", config.to_toml());
+        return Ok(ExitCode::SUCCESS);
+    }
+    threads(config.run.threads)?;
+    let stop = ctrl_c()?;
+    let summary = asasr_engine::train::run(&config, &args.out, &Bars::default(), &stop)?;
+    println!(
+        "\n{:<8} {:>8} {:>8} {:>9} {:>9} {:>9}",
+        "", "PSNR-Y", "SSIM-Y", "LSD dB", "rLSD dB", "hf_ratio"
+    );
+    for (name, m) in summary.eval.rows() {
+        println!(
+            "{name:<8} {:>8.2} {:>8.4} {:>9.2} {:>9.2} {:>9.3}",
+            m.psnr_y, m.ssim_y, m.lsd_db, m.rlsd_db, m.hf_ratio
+        );
+    }
+    let rss = summary.peak_rss_mb.map_or(String::new(), |mb| format!(", {mb:.0} MiB at most"));
+    println!("\n{:.0} s{rss}; everything is in {} (look at samples.png)", summary.wall_s, args.out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One progress bar per stage.
+#[derive(Default)]
+struct Bars {
+    bar: RefCell<Option<ProgressBar>>,
+}
+
+impl Progress for Bars {
+    fn stage(&self, name: &str, steps: usize) {
+        let style = "{prefix:<10} {bar:30} {pos:>5}/{len} {elapsed} left {eta} {msg}";
+        let style = ProgressStyle::with_template(style).expect("a literal template");
+        let bar = ProgressBar::new(steps as u64).with_style(style).with_prefix(name.to_owned());
+        *self.bar.borrow_mut() = Some(bar);
+    }
+    fn step(&self, loss: f64, samples_per_s: f64) {
+        if let Some(bar) = &*self.bar.borrow() {
+            bar.set_message(format!("loss {loss:.4}, {samples_per_s:.1} samples/s"));
+            bar.inc(1);
+        }
+    }
+    fn done(&self, s: &StageSummary) {
+        if let Some(bar) = self.bar.borrow_mut().take() {
+            bar.finish_and_clear();
+        }
+        println!(
+            "{:<10} {:>5} steps in {:>5.0} s, loss {:.4} → {:.4}",
+            s.name, s.steps, s.seconds, s.first_loss, s.last_loss
+        );
+    }
+    fn say(&self, line: &str) {
+        println!("{line}");
+    }
+}

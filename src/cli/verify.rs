@@ -1,0 +1,56 @@
+//! `asasr-engine verify`.
+
+use super::threads;
+use asasr_engine::Result;
+use asasr_engine::engine::Device;
+use asasr_engine::verify::{self, Verdict};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder of golden vectors [default: the repository's tests/golden]
+    #[arg(long, value_name = "DIR")]
+    fixtures: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, default_value = "cpu", value_parser = ["cpu"])]
+    device: String,
+    /// Only these, by file stem (repeatable)
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Also say which tensors were left out, and why
+    #[arg(long)]
+    verbose: bool,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    threads(0)?;
+    let dir = args.fixtures.clone().unwrap_or_else(|| {
+        let here = Path::new("tests/golden");
+        if here.is_dir() { here.to_owned() } else { Path::new(env!("CARGO_MANIFEST_DIR")).join(here) }
+    });
+    let rows = verify::run(&dir, &args.only, &Device::cpu())?;
+    println!("{:<16} {:>8} {:>12}  verdict", "name", "tensors", "error ÷ tol");
+    for row in &rows {
+        let (verdict, detail) = match row.verdict {
+            Verdict::Passed => ("passed", String::new()),
+            Verdict::Failed => ("FAILED", format!(": {}", row.detail)),
+            Verdict::Skipped => ("skipped", format!(": {}", row.detail)),
+        };
+        let worst = row.worst.as_ref().map_or(String::from("-"), |(r, _)| format!("{r:.3}"));
+        println!("{:<16} {:>8} {:>12}  {verdict}{detail}", row.name, row.tensors, worst);
+        if args.verbose {
+            if let Some((_, at)) = &row.worst {
+                println!("{:16} worst at {at}", "");
+            }
+            row.left_out.iter().for_each(|why| println!("{:16} left out {why}", ""));
+        }
+    }
+    let count = |v: Verdict| rows.iter().filter(|r| r.verdict == v).count();
+    let (passed, failed, skipped) = (count(Verdict::Passed), count(Verdict::Failed), count(Verdict::Skipped));
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    if passed + failed == 0 {
+        eprintln!("error: nothing was replayed from {}", dir.display());
+    }
+    Ok(if failed > 0 || passed == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

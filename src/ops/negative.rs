@@ -1,0 +1,163 @@
+//! Coupled-negative synthesis: the adversarial loser made from the winner's own noise, free of
+//! cancellation (paper §4.1).
+//!
+//! ```text
+//! e = v*_w − v_φ                        inputs x_w, x_σ_w, v*_w, v_φ [B, C, H, W], σ [B]
+//! x_σ_a = x_σ_w + (1−σ)·λσe             the loser at the winner's σ and ε
+//! v*_a  = v*_w  − λσe                   its target velocity
+//! x_a   = x_w   + λσe                   its clean image
+//! ```
+//! The same as `x_a = x_w + λ·(x̂_φ − x_w)` with `x̂_φ = x_σ_w − σ·v_φ`, noised again with the same ε, but never
+//! subtracting two nearly equal images. Saves σ; linear in the rest: with `c = λσ` and
+//! `de = c·((1−σ)·dx_σ_a − dv*_a + dx_a)`, `dx_w = dx_a`, `dx_σ_w = dx_σ_a`, `dv*_w = dv*_a + de`, `dv_φ = −de`.
+
+use super::{Case, Op, Save, Slot, dims4, expect_constant, expect_f32, expect_inputs, random};
+use crate::engine::{Device, Tensor, simd};
+use crate::{Error, Result};
+use rayon::prelude::*;
+
+const NAME: &str = "coupled_negative";
+
+/// The op: inputs x_w, x_σ_w, v*_w, v_φ, σ; outputs x_σ_a, v*_a, x_a.
+pub struct CoupledNegative {
+    /// How far towards the adversary's restoration; 1 is all the way.
+    pub lambda: f32,
+}
+
+impl Op for CoupledNegative {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+    fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
+        expect_inputs(NAME, inputs, 5)?;
+        expect_f32(NAME, inputs)?;
+        expect_constant(NAME, save, &[(4, "sigma")])?;
+        let shape = dims4(NAME, "x_w", inputs[0])?;
+        for (t, what) in inputs.iter().zip(["x_w", "x_sigma_w", "v_star_w", "v_phi"]) {
+            t.expect(NAME, what, &shape)?;
+        }
+        inputs[4].expect(NAME, "sigma", &shape[..1])?;
+        let each = inputs[0].stride0();
+        if each == 0 {
+            return Err(Error::shape(NAME, format!("samples of shape {shape:?} hold nothing")));
+        }
+        let mut outputs: Vec<Tensor> = (0..3).map(|_| Tensor::empty(inputs[0].device(), &shape)).collect();
+        let [x_sigma_a, v_star_a, x_a] = &mut outputs[..] else { unreachable!("three were made") };
+        x_sigma_a
+            .f32_mut()
+            .par_chunks_mut(each)
+            .zip(v_star_a.f32_mut().par_chunks_mut(each))
+            .zip(x_a.f32_mut().par_chunks_mut(each))
+            .enumerate()
+            .for_each(|(b, ((x_sigma_a, v_star_a), x_a))| {
+                let [x_w, x_sigma_w, v_star_w, v_phi] =
+                    [0, 1, 2, 3].map(|i| &inputs[i].f32()[b * each..][..each]);
+                let sigma = inputs[4].f32()[b];
+                let (c, keep) = (self.lambda * sigma, 1.0 - sigma);
+                for i in 0..each {
+                    let step = c * (v_star_w[i] - v_phi[i]);
+                    x_sigma_a[i] = x_sigma_w[i] + keep * step;
+                    v_star_a[i] = v_star_w[i] - step;
+                    x_a[i] = x_w[i] + step;
+                }
+            });
+        save.keep(inputs[4]);
+        Ok(outputs)
+    }
+    fn backward(
+        &self,
+        saved: &[Tensor],
+        grads: &[Option<&Tensor>],
+        slots: &mut [Option<Slot>],
+    ) -> Result<()> {
+        // What gradient `grad` (0: x_σ_a, 1: v*_a, 2: x_a) of sample σ contributes to input `input`.
+        let factor = |input: usize, grad: usize, sigma: f32| {
+            let de = self.lambda * sigma * [1.0 - sigma, -1.0, 1.0][grad];
+            match (input, grad) {
+                (0, 2) | (1, 0) => 1.0,
+                (0 | 1, _) => 0.0,
+                (2, 1) => 1.0 + de,
+                (2, _) => de,
+                _ => -de,
+            }
+        };
+        for (input, slot) in slots.iter_mut().enumerate().take(4) {
+            let Some(slot) = slot else { continue };
+            let each = slot.grad.stride0();
+            let rows = slot.adding().par_chunks_mut(each).zip(saved[0].f32()).enumerate();
+            rows.for_each(|(b, (row, &sigma))| {
+                for (k, grad) in grads.iter().enumerate() {
+                    if let (Some(grad), f) = (grad, factor(input, k, sigma))
+                        && f != 0.0
+                    {
+                        simd::axpy(f, &grad.f32()[b * each..][..each], row);
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Small ones for gradcheck; the winners of one batch of the tiny preset.
+pub fn cases(device: &Device) -> Vec<Case> {
+    let case = |b: usize, c: usize, h: usize, w: usize| {
+        let mut inputs: Vec<Tensor> = (1..5).map(|i| random(device, &[b, c, h, w], i, 1.0)).collect();
+        let mut sigma = Tensor::empty(device, &[b]);
+        sigma.f32_mut().iter_mut().zip(1..).for_each(|(s, i)| *s = 0.31 * i as f32 % 1.0);
+        inputs.push(sigma);
+        let n = inputs[0].len();
+        Case::new(format!("{NAME}/{b}x{c}x{h}x{w}"), CoupledNegative { lambda: 0.7 }, inputs)
+            .constant(&[4])
+            .cost(6.0 * n as f64, 3 * n)
+    };
+    vec![case(3, 2, 3, 4), case(3, 2, 3, 4).leading(2), case(2, 16, 16, 16).bench_only()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against the definition (the adversary's clean estimate, mixed and noised again) in f64.
+    #[test]
+    fn is_the_definition_without_its_cancellation() {
+        let d = Device::cpu_poisoned();
+        let shape = [3, 2, 4, 4];
+        let (x, eps, v_phi) =
+            (random(&d, &shape, 1, 1.0), random(&d, &shape, 2, 1.0), random(&d, &shape, 3, 1.0));
+        let sigma = Tensor::from_slice(&d, &[3], &[0.003, 0.5, 1.0]).unwrap();
+        let (mut x_sigma, mut v_star) = (Tensor::empty(&d, &shape), Tensor::empty(&d, &shape));
+        for i in 0..x.len() {
+            let s = sigma.f32()[i / 32];
+            x_sigma.f32_mut()[i] = (1.0 - s) * x.f32()[i] + s * eps.f32()[i];
+            v_star.f32_mut()[i] = eps.f32()[i] - x.f32()[i];
+        }
+        for lambda in [0.1f32, 1.0] {
+            let out = CoupledNegative { lambda }
+                .forward(&[&x, &x_sigma, &v_star, &v_phi, &sigma], &mut Save::nothing())
+                .unwrap();
+            for i in 0..x.len() {
+                let at = |t: &Tensor| f64::from(t.f32()[i]);
+                let (s, l) = (f64::from(sigma.f32()[i / 32]), f64::from(lambda));
+                let estimate = at(&x_sigma) - s * at(&v_phi);
+                let x_a = at(&x) + l * (estimate - at(&x));
+                let want = [(1.0 - s) * x_a + s * at(&eps), at(&eps) - x_a, x_a];
+                for (got, want) in out.iter().zip(want) {
+                    assert!((at(got) - want).abs() < 2e-6, "{} vs {want}", at(got));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn refusals_carry_the_numbers() {
+        let d = Device::cpu();
+        let (x, bad, sigma) =
+            (Tensor::zeros(&d, &[2, 1, 2, 2]), Tensor::zeros(&d, &[2, 1, 2, 3]), Tensor::zeros(&d, &[2]));
+        let op = CoupledNegative { lambda: 0.1 };
+        let e = op.forward(&[&x, &x, &x, &bad, &sigma], &mut Save::nothing()).unwrap_err().to_string();
+        assert!(e.contains("v_phi has shape [2, 1, 2, 3]"), "{e}");
+        let needs = [false, false, false, false, true];
+        assert!(op.forward(&[&x, &x, &x, &x, &sigma], &mut Save::new(&needs, 2)).is_err());
+    }
+}

@@ -139,10 +139,15 @@ impl<'a> Tape<'a> {
     }
 
     /// A parameter: the whole of `value` gets a gradient, in leaf `id` of the store.
+    ///
+    /// # Panics
+    /// When the store of a recording tape has no such leaf: it was made for other parameters.
     pub fn param(&self, value: Tensor, id: LeafId) -> Var {
         if !self.recording {
             return Var::constant(value);
         }
+        let leaves = self.leaves.borrow().entries.len();
+        assert!(id.0 < leaves, "parameter {} on a tape whose store has {leaves} leaves", id.0);
         let lead = value.shape().first().copied().unwrap_or(1);
         Var { value, source: Source::Leaf(id), lead }
     }

@@ -423,8 +423,9 @@ impl<'a> Flux<'a> {
         let mut inputs = vec![x.clone(), w, bias];
         inputs.extend_from_slice(extra);
         let mut adapters = Vec::new();
-        if lora.as_ref().is_some_and(|(tokens, _)| !tokens.is_empty()) {
-            for (i, adapter) in self.adapters.iter().enumerate() {
+        if let Some((_, set)) = lora.as_ref().filter(|(tokens, _)| !tokens.is_empty()) {
+            let used = |i: usize| set.sets.iter().any(|s| s.contains(&i));
+            for (i, adapter) in self.adapters.iter().enumerate().filter(|(i, _)| used(*i)) {
                 if let Some((scale, a, b)) = adapter.on(tape, module) {
                     adapters.push((i, scale));
                     inputs.extend([a, b]);

@@ -23,7 +23,7 @@ pub struct Args {
     #[arg(long)]
     sft_only: bool,
     /// Euler steps: 4 is closer to the input, 8 richer in texture
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     steps: u32,
     /// Worker threads; 0: one per core
     #[arg(long, default_value_t = 0)]

@@ -368,8 +368,8 @@ options! {
         stages: Vec<StageName> = vec![StageName::Base, StageName::Sft, StageName::Adversary, StageName::Asdpo], Any;
         /// Held-out crops in the evaluation.
         eval_crops: usize = 48, 1..=1_000_000;
-        /// Euler steps of the sampler in the evaluation.
-        eval_steps: usize = 8, 1..=1000;
+        /// Euler steps of the sampler in the evaluation: 4 is closer to the input, 8 richer in texture.
+        eval_steps: usize = 4, 1..=1000;
     }
 
     /// `[data]`

@@ -193,7 +193,7 @@ fn cond_inputs(
         img_ids: f.ids("in.img_ids")?,
         txt_ids: vec![[0.0; 3]].into(),
         text_multiplicity: 512.0,
-        groups: None,
+        groups: f.group_bias()?,
         adapters: Arc::new(AdapterSet::uniform(set, batch)),
         adapt_image: false,
         recompute: false,

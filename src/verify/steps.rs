@@ -19,6 +19,8 @@ use crate::train::objective::{
     Adversary, AsDpo, Mode, Outcome, Pairs, Policies, Text, as_dpo, flow_matching, velocity,
 };
 
+use std::collections::BTreeSet;
+
 const MODE: Mode = Mode { text: Text::Collapsed, recompute: false };
 const REFERENCE_QUIRK: &str =
     "the reference also clips by, and accumulates, the frozen base_sft adapter's gradients";
@@ -36,8 +38,12 @@ impl Model {
     }
 }
 
-fn rows(t: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor> {
-    t.rows(range)
+/// Training knows the reference's default attention only.
+fn plain_attention(f: &Fixture) -> Result<()> {
+    match f.group_bias()? {
+        None => Ok(()),
+        Some(_) => Err(f.error("recorded with attention masks, which training does not offer")),
+    }
 }
 
 fn scale_of(file: &AdapterFile) -> f32 {
@@ -80,8 +86,8 @@ fn check_weights(
         let id = params
             .find(&format!("{adapter}.{rest}"))
             .ok_or_else(|| f.error(format!("{name}: no such parameter")))?;
-        let grad = f.f64s(&format!("{grads}transformer.{rest}"))?;
-        f.check_adamw(&name, params.master(id.0).f32(), &grad, lr)?;
+        let grad = format!("{grads}transformer.{rest}");
+        f.check_adamw(&name, params.master(id.0).f32(), &grad, params.updates == 2, lr)?;
     }
     Ok(())
 }
@@ -90,6 +96,7 @@ pub(super) fn adversary(f: &mut Fixture, device: &Device) -> Result<()> {
     let model = Model::open(f, device)?;
     let (x, noise) = (f.tensor("in.latents", device)?, f.tensor("in.noise", device)?);
     let cond = f.tensor("in.cond", device)?;
+    plain_attention(f)?;
     let sigma: Vec<f32> = f.f32s("in.u")?.into_iter().map(sigma_of).collect();
     let batch = sigma.len();
     f.check("out.sigmas", &sigma)?;
@@ -134,6 +141,7 @@ pub(super) fn adversary(f: &mut Fixture, device: &Device) -> Result<()> {
 
 pub(super) fn asdpo(f: &mut Fixture, device: &Device) -> Result<()> {
     let model = Model::open(f, device)?;
+    plain_attention(f)?;
     let b = f.number("/half_bsz")? as usize;
     let (x, noise) = (f.tensor("in.latents", device)?, f.tensor("in.noise", device)?);
     let sigma: Vec<f32> = f.f32s("in.u")?.into_iter().map(sigma_of).collect();
@@ -145,11 +153,11 @@ pub(super) fn asdpo(f: &mut Fixture, device: &Device) -> Result<()> {
     let packed = Tape::no_grad().one(Pack, &[&Var::constant(noisy)])?;
     f.check("mid.packed_noisy_latents", packed.value().f32())?;
     let pairs = Pairs {
-        winner: rows(&x, 0..b)?,
-        loser: rows(&x, b..2 * b)?,
+        winner: x.rows(0..b)?,
+        loser: x.rows(b..2 * b)?,
         cond: f.tensor("in.cond", device)?,
-        noise_winner: rows(&noise, 0..b)?,
-        noise_loser: rows(&noise, b..2 * b)?,
+        noise_winner: noise.rows(0..b)?,
+        noise_loser: noise.rows(b..2 * b)?,
         sigma_winner: sigma[..b].to_vec(),
         sigma_loser: sigma[b..].to_vec(),
     };
@@ -205,23 +213,30 @@ fn variant(f: &mut Fixture, model: &Model, pairs: &Pairs, name: &str, device: &D
 
     let (opt, max_norm) = adamw(f)?;
     let grads = format!("{name}.grad.");
-    for lr in ["1e-2", "1e-5"] {
+    // Learning rates there are weights for: `<variant>.intended.lr<rate>[_step2].transformer.…`.
+    let rates: BTreeSet<String> = f
+        .names()
+        .iter()
+        .filter_map(|n| n.strip_prefix(&format!("{name}.intended.lr"))?.split_once(".transformer"))
+        .map(|(rate, _)| rate.trim_end_matches("_step2").to_owned())
+        .collect();
+    for lr in rates {
+        let rate: f64 =
+            lr.parse().map_err(|_| f.error(format!("{name}.intended.lr{lr} names no learning rate")))?;
         let prefix = format!("{name}.intended.lr{lr}.");
-        if !f.names().iter().any(|n| n.starts_with(&prefix)) {
-            continue;
-        }
-        let rate: f64 = lr.parse().expect("a literal");
+        let second_prefix = format!("{name}.intended.lr{lr}_step2.");
+        let has_second = f.names().iter().any(|n| n.starts_with(&second_prefix));
         let mut stepped = adapter_params(device, &[&dpo])?;
         stepped.grads_mut().copy_from_slice(&all_grads(&params));
         stepped.step(&opt, rate as f32, clip_factor(norm, max_norm), |_| true);
         check_weights(f, &prefix, &grads, "train_dpo", &stepped, rate)?;
-        if lr == "1e-2" && f.has(&format!("{name}.intended.loss_step2")) {
+        if has_second {
             let second = run(&mut stepped, false)?;
             f.check(&format!("{name}.intended.loss_step2"), &[second.loss.value().item()])?;
             let norm = stepped.grad_norm();
             f.check(&format!("{name}.intended.grad_norm_step2"), &[norm])?;
             stepped.step(&opt, rate as f32, clip_factor(norm, max_norm), |_| true);
-            check_weights(f, &format!("{name}.intended.lr1e-2_step2."), &grads, "train_dpo", &stepped, rate)?;
+            check_weights(f, &second_prefix, &grads, "train_dpo", &stepped, rate)?;
         }
     }
     Ok(())

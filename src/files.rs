@@ -38,3 +38,23 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        write_atomic(&path, b"old").unwrap();
+        let torn = |out: &mut dyn Write| {
+            out.write_all(b"ne")?;
+            Err(std::io::Error::other("disk full"))
+        };
+        assert!(replace(&path, torn).unwrap_err().to_string().contains("disk full"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+        assert!(write_atomic(dir.path().join("none/x"), b"").unwrap_err().to_string().contains("none"));
+    }
+}

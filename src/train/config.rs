@@ -154,15 +154,15 @@ impl Config {
             .collect();
         if !owners.contains(&place) {
             let name = format!("{section}.{key}");
-            let here = full_names()
-                .into_iter()
-                .filter(|n| n.starts_with(&format!("{section}.")))
-                .collect::<Vec<_>>();
-            let mut hint = did_you_mean(&name, here.iter().map(String::as_str));
-            if hint.is_empty() && !owners.is_empty() {
+            // The very key in another section says more than a similar one in this.
+            let hint = if owners.is_empty() {
+                let here: Vec<String> =
+                    full_names().into_iter().filter(|n| n.starts_with(&format!("{section}."))).collect();
+                did_you_mean(&name, here.iter().map(String::as_str))
+            } else {
                 let all: Vec<String> = owners.iter().map(|s| format!("`{}.{key}`", s.name())).collect();
-                hint = format!("; there is {}", all.join(", "));
-            }
+                format!("; there is {}", all.join(", "))
+            };
             return Err(format!("unknown option `{name}`{hint}"));
         }
         let Some(group) = self.groups_mut(place).into_iter().find(|g| g.get(key).is_some()) else {

@@ -5,6 +5,7 @@
 
 pub mod arena;
 pub mod flat;
+mod map;
 pub mod matmul;
 pub mod par;
 pub mod random;
@@ -13,5 +14,6 @@ pub mod tensor;
 
 pub use arena::{ArenaStats, Device};
 pub use flat::FlatBuffer;
+pub(crate) use map::map;
 pub use random::Philox;
 pub use tensor::{DType, Tensor};

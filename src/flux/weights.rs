@@ -2,6 +2,7 @@
 //!
 //! Reading copies a tensor out of the map, so a file may be replaced (not truncated in place) while a run holds it.
 
+use crate::engine::map;
 use crate::engine::{DType, Device, Tensor};
 use crate::error::did_you_mean;
 use crate::files::replace;
@@ -45,9 +46,7 @@ impl SafeFile {
         if meta.len() < PREFIX as u64 {
             return Err(wrong(format!("has {} bytes: truncated, or not a safetensors file", meta.len())));
         }
-        // SAFETY: the map is private to this value, only read, and read by copying. The one hazard left, another
-        // process cutting the file short under us, is the same as for any mapped weights; we never write in place.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+        let map = map(&file).map_err(Error::io(&path))?;
         let (header, start) = header(&map).map_err(wrong)?;
         let parsed: Metadata = serde_json::from_slice(header)
             .map_err(|e| wrong(format!("not a valid safetensors header ({e}); the file is damaged")))?;

@@ -107,9 +107,11 @@ pub enum Adversary {
 }
 
 /// The preference objective's constants.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct AsDpo {
-    /// Measures residuals.
+    /// Measures residuals; its plans and weights are made once per plane size.
+    pub gap: SobolevGap,
+    /// Its metric.
     pub metric: Metric,
     /// β/2.
     pub beta_eff: f32,
@@ -127,7 +129,7 @@ impl AsDpo {
         if metric.s == 0.0 {
             metric.spectrum = Spectrum::Full;
         }
-        Self { metric, beta_eff: 0.5 * beta, lambda, adversary, rho }
+        Self { gap: SobolevGap::new(metric), metric, beta_eff: 0.5 * beta, lambda, adversary, rho }
     }
 }
 
@@ -242,7 +244,7 @@ pub fn as_dpo<'a>(
     let target = Tensor::stack(&target)?;
     let v_reference = v.value().rows(n..2 * n)?;
     let inputs = [&v, &Var::constant(v_reference.clone()), &Var::constant(target.clone())];
-    let gaps = tape.one(SobolevGap::new(objective.metric), &inputs)?;
+    let gaps = tape.one(objective.gap.clone(), &inputs)?;
     let preference = Preference::new(objective.beta_eff, streams - 1);
     let stats = preference.stats(gaps.value().f32())?;
     let loss = tape.one(preference, &[&gaps])?;
@@ -275,6 +277,16 @@ fn coupled(
     Ok(Negative { x: x.value().clone(), x_sigma: x_sigma.value().clone(), target: target.value().clone() })
 }
 
+/// `t + factor(σ_b)·delta`, sample by sample.
+fn moved(t: &Tensor, delta: &Tensor, sigma: &[f32], factor: impl Fn(f32) -> f32) -> Result<Tensor> {
+    let mut out = Tensor::from_slice(t.device(), t.shape(), t.f32())?;
+    let n = t.stride0();
+    for ((out, delta), &s) in out.f32_mut().chunks_exact_mut(n).zip(delta.f32().chunks_exact(n)).zip(sigma) {
+        crate::engine::simd::axpy(factor(s), delta, out);
+    }
+    Ok(out)
+}
+
 /// The loser at `x + δ` with the winner's noise.
 fn perturbed(
     x: &Tensor,
@@ -283,18 +295,10 @@ fn perturbed(
     delta: &Tensor,
     sigma: &[f32],
 ) -> Result<Negative> {
-    let moved = |t: &Tensor, factor: &dyn Fn(f32) -> f32| {
-        let mut out = Tensor::from_slice(t.device(), t.shape(), t.f32())?;
-        let n = t.stride0();
-        for (b, out) in out.f32_mut().chunks_exact_mut(n).enumerate() {
-            crate::engine::simd::axpy(factor(sigma[b]), &delta.f32()[b * n..][..n], out);
-        }
-        Ok::<_, Error>(out)
-    };
     Ok(Negative {
-        x: moved(x, &|_| 1.0)?,
-        x_sigma: moved(x_sigma, &|s| 1.0 - s)?,
-        target: moved(target, &|_| -1.0)?,
+        x: moved(x, delta, sigma, |_| 1.0)?,
+        x_sigma: moved(x_sigma, delta, sigma, |s| 1.0 - s)?,
+        target: moved(target, delta, sigma, |_| -1.0)?,
     })
 }
 
@@ -317,6 +321,6 @@ pub fn riesz_perturbation<'a>(
     crate::engine::simd::axpy(-1.0, target_w.f32(), r.f32_mut());
     tape.backward(&v, Some(r.clone()))?;
     let jr = tape.grad(&x).ok_or_else(|| Error::shape("riesz", "the reference gave no gradient"))?;
-    let g = perturbed(&r, &r, &r, &jr, &pairs.sigma_winner)?.x_sigma;
+    let g = moved(&r, &jr, &pairs.sigma_winner, |s| 1.0 - s)?;
     Riesz::new(objective.metric.s).direction(&g, &vec![objective.rho; b])
 }

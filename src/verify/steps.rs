@@ -14,7 +14,7 @@ use crate::losses::flow_matching::noised;
 use crate::ops::AdapterSet;
 use crate::ops::adamw::{AdamW, clip_factor};
 use crate::ops::patch::Pack;
-use crate::ops::sobolev::{Metric, SobolevGap, Spectrum, Weight};
+use crate::ops::sobolev::{Metric, Spectrum, Weight};
 use crate::train::objective::{
     Adversary, AsDpo, Mode, Outcome, Pairs, Policies, Text, as_dpo, flow_matching, velocity,
 };
@@ -267,8 +267,11 @@ fn predictions(f: &mut Fixture, name: &str, pairs: &Pairs, out: &Outcome, object
     // Energies of the residuals: gaps to a reference that hits the target.
     let energies = |v: &Tensor| -> Result<Vec<f32>> {
         let target = Var::constant(out.target.clone());
-        let gap = SobolevGap::new(objective.metric);
-        Ok(Tape::no_grad().one(gap, &[&Var::constant(v.clone()), &target, &target])?.value().f32().to_vec())
+        Ok(Tape::no_grad()
+            .one(objective.gap.clone(), &[&Var::constant(v.clone()), &target, &target])?
+            .value()
+            .f32()
+            .to_vec())
     };
     for (who, v) in [("model", &out.v_policy), ("ref", &out.v_reference)] {
         let e = energies(v)?;

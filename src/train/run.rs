@@ -2,8 +2,9 @@
 
 use super::config::Config;
 use super::log::{Eval, JsonlLog, StageSummary, Summary, peak_rss_mb};
+use super::objective::Adversary;
 use super::options::StageName;
-use super::stages::{Artifacts, Context, Progress};
+use super::stages::{Artifacts, Context, Progress, missing};
 use crate::data::{
     DeadLeavesSource, Degradation, EvalPair, Folder, HaarCodec, Image, Sampler, Source, Split, montage,
     nearest, torch_up,
@@ -82,6 +83,7 @@ pub fn run(config: &Config, out: &Path, progress: &dyn Progress, stop: &AtomicBo
             config.data.scale
         )));
     }
+    vacant(out)?;
     let from = Some(Path::new(&config.run.from)).filter(|p| !p.as_os_str().is_empty());
     let (source, split) = source(config)?;
     let names: Vec<String> = split.held_out.iter().map(|&i| source.name(i)).collect();
@@ -97,7 +99,8 @@ pub fn run(config: &Config, out: &Path, progress: &dyn Progress, stop: &AtomicBo
     if let Some(run) = from {
         made.load(run, &flux, &device)?;
     }
-    prepare(out)?;
+    stages_have_what_they_need(config, &made)?;
+    std::fs::create_dir_all(out).map_err(Error::io(out))?;
     write_atomic(out.join("config.toml"), config.to_toml().as_bytes())?;
     let codec_json =
         serde_json::to_string_pretty(sampler.codec()).map_err(|e| Error::format(out, e.to_string()))?;
@@ -125,13 +128,35 @@ pub fn run(config: &Config, out: &Path, progress: &dyn Progress, stop: &AtomicBo
     Ok(summary)
 }
 
-/// Makes the run directory; refuses one that holds a run.
-fn prepare(out: &Path) -> Result<()> {
+/// Refuses a run directory that holds a run.
+fn vacant(out: &Path) -> Result<()> {
     if out.join("config.toml").exists() {
         let detail = "there is a run already; choose another --out, or remove it";
         return Err(Error::Usage(format!("{}: {detail}", out.display())));
     }
-    std::fs::create_dir_all(out).map_err(Error::io(out))
+    Ok(())
+}
+
+/// Refuses, before anything is trained or written, stages that build on what neither this run nor `run.from` makes.
+fn stages_have_what_they_need(config: &Config, made: &Artifacts) -> Result<()> {
+    let mut have: Vec<&str> = made.adapters.keys().map(String::as_str).collect();
+    have.extend(made.base.is_some().then_some(layout::BASE));
+    for &stage in &config.run.stages {
+        let (needs, makes): (&[&str], _) = match stage {
+            StageName::Base => (&[], layout::BASE),
+            StageName::Sft => (&[layout::BASE], layout::SFT),
+            StageName::Adversary => (&[layout::BASE], layout::ADVERSARY),
+            StageName::Asdpo if config.preference.adversary == Adversary::Lora => {
+                (&[layout::BASE, layout::SFT, layout::ADVERSARY], layout::ASDPO)
+            }
+            StageName::Asdpo => (&[layout::BASE, layout::SFT], layout::ASDPO),
+        };
+        if let Some(lacking) = needs.iter().find(|n| !have.contains(n)) {
+            return Err(missing(stage, lacking));
+        }
+        have.push(makes);
+    }
+    Ok(())
 }
 
 /// Metrics of bicubic and of every policy there is, and the picture LQ | bicubic | sft | asdpo | HQ.
@@ -179,6 +204,3 @@ fn evaluation(context: &Context, made: Artifacts, pairs: &[EvalPair]) -> Result<
     montage(&rows, &labels, 4, 2)?.save_png(context.out.join("samples.png"))?;
     Ok(eval)
 }
-
-/// The stages in the order in which they build on each other.
-pub const ORDER: [StageName; 4] = [StageName::Base, StageName::Sft, StageName::Adversary, StageName::Asdpo];

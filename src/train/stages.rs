@@ -412,7 +412,7 @@ impl Artifacts {
     }
 }
 
-fn missing(stage: StageName, what: &str) -> Error {
+pub(super) fn missing(stage: StageName, what: &str) -> Error {
     let stage = stage.name();
     Error::Usage(format!(
         "stage {stage} needs {what}: run the stage that makes it first, or name a run that has it with run.from"

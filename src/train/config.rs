@@ -398,9 +398,11 @@ fn parse(path: &Path, text: &str) -> Result<Table> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::options::{AdversaryKind, LoserNoise, SobolevWeight, Spectrum};
+    use super::super::objective::Adversary;
+    use super::super::options::LoserNoise;
     use super::*;
     use crate::flux::LrSchedule;
+    use crate::ops::sobolev::{Spectrum, Weight};
 
     fn load(sets: &[&str]) -> Result<Config> {
         Config::load(None, None, &sets.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
@@ -424,10 +426,7 @@ mod tests {
         assert_eq!((c.base.warmup, c.asdpo.warmup, c.asdpo.schedule), (50, 20, LrSchedule::DecayHalf));
         let p = &c.preference;
         assert_eq!((p.beta, p.s, p.lambda), (500.0, 1.5, 1.0));
-        assert_eq!(
-            (p.spectrum, p.weight, p.loser_noise),
-            (Spectrum::Full, SobolevWeight::MeanOne, LoserNoise::Own)
-        );
+        assert_eq!((p.spectrum, p.weight, p.loser_noise), (Spectrum::Full, Weight::MeanOne, LoserNoise::Own));
     }
 
     #[test]
@@ -441,10 +440,7 @@ mod tests {
         assert_eq!(c.asdpo.batch * c.asdpo.accumulation, 512);
         assert_eq!((c.asdpo.beta2, c.asdpo.schedule), (0.999, LrSchedule::Constant));
         let p = &c.preference;
-        assert_eq!(
-            (p.beta, p.lambda, p.spectrum, p.weight),
-            (4000.0, 0.1, Spectrum::Half, SobolevWeight::Raw)
-        );
+        assert_eq!((p.beta, p.lambda, p.spectrum, p.weight), (4000.0, 0.1, Spectrum::Half, Weight::Raw));
         assert_eq!(c.data.lq_resize, "torch_bilinear");
     }
 
@@ -468,7 +464,7 @@ mod tests {
         let c = load(&sets[..6]).unwrap();
         assert_eq!((c.asdpo.lr, c.preference.beta, c.data.source.as_str()), (1e-4, 7.0, "2024"));
         assert_eq!(c.run.stages, [StageName::Adversary, StageName::Asdpo]);
-        assert_eq!((c.model.axes, c.preference.adversary), ([8, 60, 60], AdversaryKind::Riesz));
+        assert_eq!((c.model.axes, c.preference.adversary), ([8, 60, 60], Adversary::Riesz));
         assert_eq!((c.run.preset.as_str(), c.model.dim), ("paper-512", 3072));
 
         std::fs::write(&path, c.to_toml()).unwrap();

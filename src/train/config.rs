@@ -158,11 +158,13 @@ impl Config {
                 .into_iter()
                 .filter(|n| n.starts_with(&format!("{section}.")))
                 .collect::<Vec<_>>();
-            let mut hint = did_you_mean(&name, here.iter().map(String::as_str));
-            if hint.is_empty() && !owners.is_empty() {
+            // A key that another section has is more likely meant than a similar key of this one.
+            let hint = if owners.is_empty() {
+                did_you_mean(&name, here.iter().map(String::as_str))
+            } else {
                 let all: Vec<String> = owners.iter().map(|s| format!("`{}.{key}`", s.name())).collect();
-                hint = format!("; there is {}", all.join(", "));
-            }
+                format!("; there is {}", all.join(", "))
+            };
             return Err(format!("unknown option `{name}`{hint}"));
         }
         let Some(group) = self.groups_mut(place).into_iter().find(|g| g.get(key).is_some()) else {

@@ -5,6 +5,7 @@
 
 pub mod arena;
 pub mod flat;
+pub mod kernels;
 pub mod matmul;
 pub mod par;
 pub mod random;

@@ -1,4 +1,4 @@
-//! A from-scratch engine that trains faithful image super-resolution (ASASR, ICML 2026) on FLUX with LoRA.
+#![doc = include_str!("../README.md")]
 pub mod autograd;
 pub mod data;
 pub mod engine;

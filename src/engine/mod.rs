@@ -5,6 +5,7 @@
 
 pub mod arena;
 pub mod flat;
+pub mod kernels;
 mod map;
 pub mod matmul;
 pub mod par;

@@ -1,2 +1,45 @@
 //! Set-up and checks: `cargo xtask <command>`.
-fn main() {}
+
+mod checks;
+mod smoke;
+mod steps;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Set-up and checks of asasr-engine
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything CI runs, in order; stops at the first failure
+    Test {
+        /// Only the steps with these names (repeatable)
+        #[arg(long, value_name = "STEP")]
+        only: Vec<String>,
+    },
+    /// Make each gradient of each op wrong by one percent, one at a time, and show that gradcheck fails every time
+    Mutate,
+    /// Write docs/options.md anew from the options' definitions
+    Docs,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Test { only } => steps::run(&only),
+        Command::Mutate => checks::mutate(),
+        Command::Docs => checks::write_docs(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("error: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}

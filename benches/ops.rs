@@ -1,0 +1,66 @@
+//! Every op's cases, forward, and forward + backward where there is a gradient: time, FLOP/s, byte/s.
+//!
+//! FLOPs and bytes are what the case states for forward: the least the op must do and move. Forward + backward counts
+//! three times both, as for a matrix product, one for each of output, input gradient and weight gradient.
+#![allow(missing_docs, reason = "criterion's macros")]
+
+mod support;
+
+use asasr_engine::autograd::gradcheck::Function;
+use asasr_engine::autograd::{Leaves, Tape, Var};
+use asasr_engine::engine::{Device, Tensor};
+use asasr_engine::ops::{Case, Save, cases, random};
+use criterion::{Criterion, criterion_group, criterion_main};
+use std::hint::black_box;
+use support::{Flops, throughput};
+
+fn forward(case: &Case) -> Vec<Tensor> {
+    let inputs: Vec<&Tensor> = case.inputs.iter().collect();
+    case.op.forward(&inputs, &mut Save::nothing()).expect("a case runs")
+}
+
+/// Forward on a tape and backward from the first output, with the incoming gradient `seed`.
+fn forward_backward(case: &Case, seed: &Tensor) {
+    let tape = Tape::new(Leaves::default());
+    let batch = case.inputs[0].shape().first();
+    let vars: Vec<Var> = case
+        .inputs
+        .iter()
+        .zip(&case.differentiable)
+        .map(|(t, &d)| {
+            let lead = if t.shape().first() == batch { case.lead } else { usize::MAX };
+            if d { tape.input(t.clone(), lead) } else { Var::constant(t.clone()) }
+        })
+        .collect();
+    let outputs = case.op.run(&tape, &vars).expect("a case runs");
+    tape.backward(&outputs[0], Some(seed.clone())).expect("a case has a gradient");
+    black_box(tape.into_leaves());
+}
+
+fn ops(c: &mut Criterion<Flops>) {
+    let device = Device::cpu();
+    let mut used = Vec::new();
+    for case in cases(&device) {
+        // Two cases of one name differ in what is not in it.
+        used.push(case.name.clone());
+        let again = used.iter().filter(|n| **n == case.name).count();
+        let name = if again == 1 { case.name.clone() } else { format!("{} #{again}", case.name) };
+        let mut group = c.benchmark_group(&name);
+        group.throughput(throughput(case.flops, case.bytes));
+        group.bench_function("forward", |b| b.iter(|| black_box(forward(&case))));
+        if case.differentiable.contains(&true) {
+            let output = forward(&case).swap_remove(0);
+            let mut shape = output.shape().to_vec();
+            if let Some(first) = shape.first_mut() {
+                *first = case.lead.min(*first);
+            }
+            let seed = random(&device, &shape, 50, 1.0);
+            group.throughput(throughput(3.0 * case.flops, 3.0 * case.bytes));
+            group.bench_function("forward+backward", |b| b.iter(|| forward_backward(&case, &seed)));
+        }
+        group.finish();
+    }
+}
+
+criterion_group! { name = benches; config = support::criterion(); targets = ops }
+criterion_main!(benches);

@@ -1,0 +1,78 @@
+//! One AS-DPO step of the tiny preset's size (4 pairs, width 128, 1 double and 4 single blocks, 24 × 16 × 16 latents,
+//! rank 16, LoRA adversary): forward, backward, clip and AdamW, with one collapsed text token and with all 512.
+//!
+//! FLOPs are those of the matrix products and the attention with the text tokens that line computes; bytes are the base
+//! weights, read once. Last, the ratio of the two times.
+#![allow(missing_docs, reason = "criterion's macros")]
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+mod support;
+
+use asasr_engine::engine::Device;
+use asasr_engine::ops::adamw::{AdamW, clip_factor};
+use asasr_engine::train::objective::Mode;
+use common::{COLLAPSED, FULL, TINY, World};
+use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
+use std::time::{Duration, Instant};
+use support::{Flops, throughput};
+
+/// Matrix products and attention of one sample's forward pass with `txt` text tokens, counted plainly.
+fn forward_flops(w: &World, txt: usize, stream: usize) -> f64 {
+    let d = w.config.dim() as f64;
+    let (txt, stream) = (txt as f64, stream as f64);
+    let (all, mlp) = (txt + stream, w.config.mlp_dim() as f64);
+    let attention = 4.0 * all * all * d;
+    let double = 2.0 * all * (4.0 * d * d + 2.0 * d * mlp) + attention;
+    let single = 2.0 * all * (3.0 * d * d + d * mlp + (d + mlp) * d) + attention;
+    w.config.num_layers as f64 * double + w.config.num_single_layers as f64 * single
+}
+
+fn step(c: &mut Criterion<Flops>) {
+    let w = World::new(&TINY, &Device::cpu()).expect("sizes that fit");
+    let objective = w.objective(w.beta().expect("a finite batch"));
+    let [_, height, width] = TINY.latents;
+    let opt = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+    let mut group = c.benchmark_group("asdpo_step");
+    group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(8));
+    let mut median = Vec::new();
+    for (name, mode, txt) in [("text collapsed to 1 token", COLLAPSED, 1), ("512 text tokens", FULL, 512)] {
+        let mut params = w.params().expect("an adapter");
+        let mut once = |mode: Mode| {
+            let out = w.step(&objective, &mut params, &w.pairs, mode).expect("a step");
+            assert!(out.loss.value().item().is_finite());
+            let clip = clip_factor(params.grad_norm(), 1.0);
+            params.step(&opt, 1e-6, clip, |_| true);
+            params.reset_grads();
+        };
+        // The adversary's forward, six streams forward, and backward, twice the work of forward, of the policy's three.
+        let samples = TINY.pairs as f64;
+        let flops = samples * (1.0 + 6.0 + 2.0 * 3.0) * forward_flops(&w, txt, height * width / 2);
+        let weights: f64 = w.weights.iter().map(|(_, t)| 4.0 * t.len() as f64).sum();
+        group.throughput(throughput(flops, weights));
+        let mut times: Vec<Duration> = Vec::new();
+        group.bench_function(name, |b| {
+            b.iter_custom(|n| {
+                let begun = Instant::now();
+                (0..n).for_each(|_| once(mode));
+                times.push(begun.elapsed() / u32::try_from(n).unwrap_or(u32::MAX));
+                begun.elapsed()
+            });
+        });
+        times.sort();
+        median.extend(times.get(times.len() / 2).copied());
+    }
+    group.finish();
+    if let [one, all] = median[..] {
+        let (one, all) = (one.as_secs_f64(), all.as_secs_f64());
+        println!(
+            "one text token instead of 512: {:.1} times as fast ({:.0} ms against {:.0} ms a step)\n",
+            all / one,
+            1e3 * one,
+            1e3 * all
+        );
+    }
+}
+
+criterion_group! { name = benches; config = support::criterion(); targets = step }
+criterion_main!(benches);

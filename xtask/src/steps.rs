@@ -1,0 +1,55 @@
+//! The steps of `cargo xtask test`, their times, and the table at the end.
+//!
+//! Everything that runs is built in the release profile, so that dependencies are compiled once; clippy, the library
+//! alone and the documentation only type-check, and share those results.
+
+use crate::{checks, smoke};
+use std::time::{Duration, Instant};
+
+type Outcome = Result<(), String>;
+
+/// Name, what it shows, how.
+type Step = (&'static str, &'static str, fn() -> Outcome);
+
+const STEPS: [Step; 9] = [
+    ("fmt", "the code is formatted", checks::fmt),
+    ("clippy", "no warning in any target with any feature", checks::clippy),
+    ("lib", "the library alone compiles", checks::library),
+    ("tree", "the library alone pulls nothing of the command line", checks::tree),
+    ("doc", "the documentation has no warning", checks::doc),
+    ("test", "unit, integration and documentation tests", checks::test),
+    ("verify", "golden vectors of the reference", checks::verify),
+    ("smoke", "a short training run; same bits on 1 and 2 threads", smoke::run),
+    ("mutate", "gradcheck catches every wrong gradient", checks::mutate),
+];
+
+/// Runs all steps, or those named in `only`.
+pub fn run(only: &[String]) -> Outcome {
+    if let Some(name) = only.iter().find(|n| STEPS.iter().all(|s| s.0 != n.as_str())) {
+        let names: Vec<&str> = STEPS.iter().map(|s| s.0).collect();
+        return Err(format!("there is no step `{name}`; there are: {}", names.join(", ")));
+    }
+    let mut rows: Vec<(&str, Option<Duration>, &str)> = Vec::new();
+    let mut outcome = Ok(());
+    let begun = Instant::now();
+    for (name, what, step) in STEPS {
+        if outcome.is_err() || !(only.is_empty() || only.iter().any(|n| n == name)) {
+            rows.push((name, None, "not run"));
+            continue;
+        }
+        println!("\n=== {name}: {what}");
+        let begun = Instant::now();
+        let done = step();
+        let verdict = if done.is_ok() { "passed" } else { "FAILED" };
+        println!("=== {name} {verdict} in {:.1} s", begun.elapsed().as_secs_f64());
+        rows.push((name, Some(begun.elapsed()), verdict));
+        outcome = done.map_err(|why| format!("{name}: {why}"));
+    }
+    println!("\n{:<8} {:>8}  verdict", "step", "seconds");
+    for (name, time, verdict) in rows {
+        let time = time.map_or(String::from("-"), |t| format!("{:.1}", t.as_secs_f64()));
+        println!("{name:<8} {time:>8}  {verdict}");
+    }
+    println!("{:<8} {:>8.1}", "total", begun.elapsed().as_secs_f64());
+    outcome
+}

@@ -367,8 +367,6 @@ fn write_header(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::files::write_atomic;
-    use std::io::Write;
 
     /// Larger golden files that are not kept in the repository; says so where they are absent.
     pub(crate) fn fixtures(part: &str) -> Option<PathBuf> {

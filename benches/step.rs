@@ -1,8 +1,8 @@
 //! One AS-DPO step of the tiny preset's size (4 pairs, width 128, 1 double and 4 single blocks, 24 × 16 × 16 latents,
 //! rank 16, LoRA adversary): forward, backward, clip and AdamW, with one collapsed text token and with all 512.
 //!
-//! FLOPs are those of the matrix products and the attention with the text tokens that line computes; bytes are the base
-//! weights, read once. Last, the ratio of the two times.
+//! FLOPs are those of the matrix products and the attention with the text tokens that line computes, bytes what those read
+//! and write of activations. Last, the ratio of the two times.
 #![allow(missing_docs, reason = "criterion's macros")]
 
 #[path = "../tests/common/mod.rs"]
@@ -17,15 +17,19 @@ use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
 use std::time::{Duration, Instant};
 use support::{Flops, throughput};
 
-/// Matrix products and attention of one sample's forward pass with `txt` text tokens, counted plainly.
-fn forward_flops(w: &World, txt: usize, stream: usize) -> f64 {
-    let d = w.config.dim() as f64;
-    let (txt, stream) = (txt as f64, stream as f64);
-    let (all, mlp) = (txt + stream, w.config.mlp_dim() as f64);
-    let attention = 4.0 * all * all * d;
-    let double = 2.0 * all * (4.0 * d * d + 2.0 * d * mlp) + attention;
-    let single = 2.0 * all * (3.0 * d * d + d * mlp + (d + mlp) * d) + attention;
-    w.config.num_layers as f64 * double + w.config.num_single_layers as f64 * single
+/// FLOPs and bytes of one sample's forward pass with `txt` text tokens: matrix products and attention.
+fn forward_cost(w: &World, txt: usize, stream: usize) -> (f64, f64) {
+    let (d, mlp, tokens) = (w.config.dim() as f64, w.config.mlp_dim() as f64, (txt + stream) as f64);
+    let double = [(d, 3.0 * d), (d, d), (d, mlp), (mlp, d)];
+    let single = [(d, 3.0 * d), (d, mlp), (d + mlp, d)];
+    let block = |products: &[(f64, f64)]| {
+        let flops: f64 = products.iter().map(|(i, o)| 2.0 * i * o).sum();
+        let values: f64 = products.iter().map(|(i, o)| i + o).sum();
+        (tokens * flops + 4.0 * tokens * tokens * d, 4.0 * tokens * (values + 4.0 * d))
+    };
+    let ((fd, bd), (fs, bs)) = (block(&double), block(&single));
+    let (nd, ns) = (w.config.num_layers as f64, w.config.num_single_layers as f64);
+    (nd * fd + ns * fs, nd * bd + ns * bs)
 }
 
 fn step(c: &mut Criterion<Flops>) {
@@ -46,10 +50,9 @@ fn step(c: &mut Criterion<Flops>) {
             params.reset_grads();
         };
         // The adversary's forward, six streams forward, and backward, twice the work of forward, of the policy's three.
-        let samples = TINY.pairs as f64;
-        let flops = samples * (1.0 + 6.0 + 2.0 * 3.0) * forward_flops(&w, txt, height * width / 2);
-        let weights: f64 = w.weights.iter().map(|(_, t)| 4.0 * t.len() as f64).sum();
-        group.throughput(throughput(flops, weights));
+        let passes = TINY.pairs as f64 * (1.0 + 6.0 + 2.0 * 3.0);
+        let (flops, bytes) = forward_cost(&w, txt, height * width / 2);
+        group.throughput(throughput(passes * flops, passes * bytes));
         let mut times: Vec<Duration> = Vec::new();
         group.bench_function(name, |b| {
             b.iter_custom(|n| {

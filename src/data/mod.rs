@@ -2,7 +2,7 @@
 //! preset's latent codec, and the sampler that turns `(seed, stage, sample index)` into a training pair.
 //!
 //! Must not know: the model, the tape, optimizers, devices. What leaves this directory is plain `Vec<f32>`.
-//! Every random choice is a pure function of its counters ([`draws`]), so neither the thread count nor a resumed run
+//! Every random choice is a pure function of its counters (`draws`), so neither the thread count nor a resumed run
 //! changes a pixel.
 pub mod batch;
 pub mod codec;

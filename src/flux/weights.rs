@@ -306,7 +306,7 @@ fn open_shard(dir: &Path, index: &Path, tensor: &str, shard: &str) -> Result<Saf
     SafeFile::open(path)
 }
 
-/// Writes tensors (f32 or bf16, each in its own dtype) as one safetensors file; see [`write_atomic`] for how.
+/// Writes tensors (f32 or bf16, each in its own dtype) as one safetensors file; complete or absent.
 ///
 /// The bytes depend on the arguments alone, not on their order: names and metadata are sorted.
 pub fn write_safetensors(

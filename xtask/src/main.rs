@@ -17,7 +17,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything CI runs, in order; stops at the first failure
+    /// Everything CI runs, in order, and a table of what passed and how long it took
     Test {
         /// Only the steps with these names (repeatable)
         #[arg(long, value_name = "STEP")]

@@ -23,18 +23,17 @@ const STEPS: [Step; 9] = [
     ("mutate", "gradcheck catches every wrong gradient", checks::mutate),
 ];
 
-/// Runs all steps, or those named in `only`.
+/// Runs all steps, or those named in `only`; a failure does not stop those after it.
 pub fn run(only: &[String]) -> Outcome {
     if let Some(name) = only.iter().find(|n| STEPS.iter().all(|s| s.0 != n.as_str())) {
         let names: Vec<&str> = STEPS.iter().map(|s| s.0).collect();
         return Err(format!("there is no step `{name}`; there are: {}", names.join(", ")));
     }
-    let mut rows: Vec<(&str, Option<Duration>, &str)> = Vec::new();
-    let mut outcome = Ok(());
+    let mut rows: Vec<(&str, Duration, &str)> = Vec::new();
+    let mut failures = Vec::new();
     let begun = Instant::now();
     for (name, what, step) in STEPS {
-        if outcome.is_err() || !(only.is_empty() || only.iter().any(|n| n == name)) {
-            rows.push((name, None, "not run"));
+        if !(only.is_empty() || only.iter().any(|n| n == name)) {
             continue;
         }
         println!("\n=== {name}: {what}");
@@ -42,14 +41,13 @@ pub fn run(only: &[String]) -> Outcome {
         let done = step();
         let verdict = if done.is_ok() { "passed" } else { "FAILED" };
         println!("=== {name} {verdict} in {:.1} s", begun.elapsed().as_secs_f64());
-        rows.push((name, Some(begun.elapsed()), verdict));
-        outcome = done.map_err(|why| format!("{name}: {why}"));
+        rows.push((name, begun.elapsed(), verdict));
+        failures.extend(done.err().map(|why| format!("{name}: {why}")));
     }
+    rows.push(("total", begun.elapsed(), if failures.is_empty() { "passed" } else { "FAILED" }));
     println!("\n{:<8} {:>8}  verdict", "step", "seconds");
     for (name, time, verdict) in rows {
-        let time = time.map_or(String::from("-"), |t| format!("{:.1}", t.as_secs_f64()));
-        println!("{name:<8} {time:>8}  {verdict}");
+        println!("{name:<8} {:>8.1}  {verdict}", time.as_secs_f64());
     }
-    println!("{:<8} {:>8.1}", "total", begun.elapsed().as_secs_f64());
-    outcome
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n       ")) }
 }

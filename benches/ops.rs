@@ -12,7 +12,7 @@ use asasr_engine::engine::{Device, Tensor};
 use asasr_engine::ops::{Case, Save, cases, random};
 use criterion::{Criterion, criterion_group, criterion_main};
 use std::hint::black_box;
-use support::{Flops, throughput};
+use support::{Flops, Table};
 
 fn forward(case: &Case) -> Vec<Tensor> {
     let inputs: Vec<&Tensor> = case.inputs.iter().collect();
@@ -39,15 +39,15 @@ fn forward_backward(case: &Case, seed: &Tensor) {
 
 fn ops(c: &mut Criterion<Flops>) {
     let device = Device::cpu();
-    let mut used = Vec::new();
+    let (mut used, mut table) = (Vec::new(), Table::default());
     for case in cases(&device) {
         // Two cases of one name differ in what is not in it.
         used.push(case.name.clone());
         let again = used.iter().filter(|n| **n == case.name).count();
         let name = if again == 1 { case.name.clone() } else { format!("{} #{again}", case.name) };
         let mut group = c.benchmark_group(&name);
-        group.throughput(throughput(case.flops, case.bytes));
-        group.bench_function("forward", |b| b.iter(|| black_box(forward(&case))));
+        let cost = (case.flops, case.bytes);
+        table.measure(&mut group, (&name, "forward"), cost, || drop(black_box(forward(&case))));
         if case.differentiable.contains(&true) {
             let output = forward(&case).swap_remove(0);
             let mut shape = output.shape().to_vec();
@@ -56,11 +56,12 @@ fn ops(c: &mut Criterion<Flops>) {
             }
             let seed = random(&device, &shape, 50, 1.0);
             let times = if matches!(case.op.name(), "linear" | "attention") { 3.0 } else { 1.0 };
-            group.throughput(throughput(times * case.flops, times * case.bytes));
-            group.bench_function("forward+backward", |b| b.iter(|| forward_backward(&case, &seed)));
+            let cost = (times * case.flops, times * case.bytes);
+            table.measure(&mut group, (&name, "forward+backward"), cost, || forward_backward(&case, &seed));
         }
         group.finish();
     }
+    table.print();
 }
 
 criterion_group! { name = benches; config = support::criterion(); targets = ops }

@@ -14,8 +14,8 @@ use asasr_engine::ops::adamw::{AdamW, clip_factor};
 use asasr_engine::train::objective::Mode;
 use common::{COLLAPSED, FULL, TINY, World};
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
-use std::time::{Duration, Instant};
-use support::{Flops, throughput};
+use std::time::Duration;
+use support::{Flops, Table};
 
 /// FLOPs and bytes of one sample's forward pass with `txt` text tokens: matrix products and attention.
 fn forward_cost(w: &World, txt: usize, stream: usize) -> (f64, f64) {
@@ -39,7 +39,7 @@ fn step(c: &mut Criterion<Flops>) {
     let opt = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let mut group = c.benchmark_group("asdpo_step");
     group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(8));
-    let mut median = Vec::new();
+    let (mut median, mut table) = (Vec::new(), Table::default());
     for (name, mode, txt) in [("text collapsed to 1 token", COLLAPSED, 1), ("512 text tokens", FULL, 512)] {
         let mut params = w.params().expect("an adapter");
         let mut once = |mode: Mode| {
@@ -52,22 +52,12 @@ fn step(c: &mut Criterion<Flops>) {
         // The adversary's forward, six streams forward, and backward, twice the work of forward, of the policy's three.
         let passes = TINY.pairs as f64 * (1.0 + 6.0 + 2.0 * 3.0);
         let (flops, bytes) = forward_cost(&w, txt, height * width / 2);
-        group.throughput(throughput(passes * flops, passes * bytes));
-        let mut times: Vec<Duration> = Vec::new();
-        group.bench_function(name, |b| {
-            b.iter_custom(|n| {
-                let begun = Instant::now();
-                (0..n).for_each(|_| once(mode));
-                times.push(begun.elapsed() / u32::try_from(n).unwrap_or(u32::MAX));
-                begun.elapsed()
-            });
-        });
-        times.sort();
-        median.extend(times.get(times.len() / 2).copied());
+        let cost = (passes * flops, passes * bytes);
+        median.extend(table.measure(&mut group, ("asdpo_step", name), cost, || once(mode)));
     }
     group.finish();
+    table.print();
     if let [one, all] = median[..] {
-        let (one, all) = (one.as_secs_f64(), all.as_secs_f64());
         println!(
             "one text token instead of 512: {:.1} times as fast ({:.0} ms against {:.0} ms a step)\n",
             all / one,

@@ -5,6 +5,7 @@ use asasr_engine::data::Image;
 use asasr_engine::engine::Device;
 use asasr_engine::infer::model::layout;
 use asasr_engine::infer::{Model, Tiling, upscale};
+use asasr_engine::train::Config;
 use asasr_engine::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
@@ -45,7 +46,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let style =
         ProgressStyle::with_template("{bar:30} {pos}/{len} tiles, left {eta}").expect("a literal template");
     let bar = ProgressBar::new(1).with_style(style);
-    let tiling = Tiling { tile: 16, overlap: 4, batch: 8 };
+    // Tiles of the size the model was trained at: it knows no other.
+    let trained = Config::load(None, Some(&args.model.join("config.toml")), &[])?;
+    let tile = trained.data.crop / trained.data.scale;
+    let tiling = Tiling { tile, overlap: tile / 4, batch: 8 };
     let hq = upscale(&model, &lq, tiling, args.steps as usize, &device, &mut |done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::data::{Degradation, Domain, HaarCodec, Image, Source, Split, bad_upscale, draws, torch_up};
+use crate::data::{Degradation, Domain, HaarCodec, Image, LqResize, Source, Split, bad_upscale, draws};
 use crate::engine::random::Reader;
 use crate::{Error, Result};
 
@@ -18,6 +18,7 @@ pub struct Sampler {
     crop: usize,
     degradation: Degradation,
     codec: HaarCodec,
+    lq_resize: LqResize,
     seed: u64,
 }
 
@@ -32,7 +33,7 @@ pub struct Batch {
     pub side: usize,
     /// Latents of the good pictures.
     pub hq: Vec<f32>,
-    /// Latents of the bad pictures, enlarged to the good ones' size by [`torch_up`] and clamped.
+    /// Latents of the bad pictures, enlarged to the good ones' size and clamped; see [`LqResize`].
     pub cond: Vec<f32>,
     /// Latents of [`bad_upscale`] of the bad pictures, where they were asked for.
     pub bad: Option<Vec<f32>>,
@@ -72,7 +73,14 @@ impl Sampler {
             )));
         }
         check_split(&*source, &split, crop)?;
-        Ok(Self { source, split, crop, degradation, codec, seed })
+        let lq_resize = LqResize::TorchBicubic;
+        Ok(Self { source, split, crop, degradation, codec, lq_resize, seed })
+    }
+
+    /// Brings the bad picture to the good one's size in another way than [`LqResize::TorchBicubic`].
+    pub fn resizing(mut self, lq_resize: LqResize) -> Self {
+        self.lq_resize = lq_resize;
+        self
     }
 
     /// The pictures.
@@ -159,13 +167,13 @@ impl Sampler {
     /// The same pictures, split and codec under another degradation.
     pub fn with_degradation(&self, degradation: Degradation) -> Result<Self> {
         let (source, split, codec) = (self.source.clone(), self.split.clone(), self.codec.clone());
-        Self::new(source, split, self.crop, degradation, codec, self.seed)
+        Ok(Self::new(source, split, self.crop, degradation, codec, self.seed)?.resizing(self.lq_resize))
     }
 
-    /// The latents a model is conditioned on for the bad picture `lq`: enlarged by [`torch_up`], clamped, encoded.
+    /// The latents a model is conditioned on for the bad picture `lq`: enlarged, clamped, encoded.
     pub fn condition(&self, lq: &Image) -> Result<Vec<f32>> {
         let scale = self.degradation.scale;
-        self.encode(&torch_up(lq, lq.height * scale, lq.width * scale).clamped())
+        self.encode(&self.lq_resize.apply(lq, lq.height * scale, lq.width * scale))
     }
 
     /// Latents `[24, h/4, w/4]` of a picture.

@@ -23,7 +23,7 @@ pub use degrade::{Degradation, bad_upscale, gaussian_blur};
 pub use image::Image;
 pub use montage::montage;
 pub use photo::Photo;
-pub use resize::{bicubic, nearest, pil_bicubic, torch_down, torch_up};
+pub use resize::{LqResize, bicubic, nearest, pil_bicubic, torch_bilinear, torch_down, torch_up};
 pub use source::{DeadLeavesSource, Folder, Source, Split};
 
 use crate::engine::random::{Philox, Reader, philox4x32_10};

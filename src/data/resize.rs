@@ -1,4 +1,4 @@
-//! Resizing: separable bicubic in the two conventions the method meets, and nearest neighbour.
+//! Resizing: separable bicubic in the two conventions the method meets, bilinear, and nearest neighbour.
 //!
 //! - *antialiased* (Pillow, and PyTorch's `interpolate(mode="bicubic", antialias=True)`): Keys' kernel with `a = −0.5`,
 //!   stretched by the shrinking factor, renormalised where it leaves the image;
@@ -66,13 +66,32 @@ fn plain_taps(at: f64, from: usize, a: f64) -> Taps {
 /// `img` resized to `h`×`w` by separable cubic convolution with parameter `a` (see the module for the two conventions).
 /// An empty input or output gives a black picture.
 pub fn bicubic(img: &Image, h: usize, w: usize, antialias: bool, a: f32) -> Image {
+    separable(img, h, w, |from, to| taps(from, to, antialias, f64::from(a)))
+}
+
+/// PyTorch's `interpolate(mode="bilinear", align_corners=False)`, edges clamped.
+pub fn torch_bilinear(img: &Image, h: usize, w: usize) -> Image {
+    separable(img, h, w, |from, to| {
+        let scale = from as f64 / to as f64;
+        (0..to).map(|i| linear_taps((i as f64 + 0.5) * scale - 0.5, from)).collect()
+    })
+}
+
+fn linear_taps(at: f64, from: usize) -> Taps {
+    let at = at.clamp(0.0, (from - 1) as f64);
+    let (start, t) = (at.floor() as usize, (at - at.floor()) as f32);
+    Taps { start, weights: if t > 0.0 { vec![1.0 - t, t] } else { vec![1.0] } }
+}
+
+/// Resizes rows, then columns, by the taps that `taps(from, to)` gives for an axis.
+fn separable(img: &Image, h: usize, w: usize, taps: impl Fn(usize, usize) -> Vec<Taps>) -> Image {
     let mut out = Image::zeros(h, w);
     if out.data.is_empty() || img.data.is_empty() {
         return out;
     }
-    let (rows, a) = (img.height, f64::from(a));
-    let across = taps(img.width, w, antialias, a);
-    let down = taps(rows, h, antialias, a);
+    let rows = img.height;
+    let across = taps(img.width, w);
+    let down = taps(rows, h);
     let mut wide = vec![0f32; 3 * rows * w];
     wide.par_chunks_mut(w).zip(img.data.par_chunks(img.width)).for_each(|(to, from)| {
         for (v, t) in to.iter_mut().zip(&across) {
@@ -105,6 +124,47 @@ pub fn pil_bicubic(img: &Image, h: usize, w: usize) -> Image {
     bicubic(img, h, w, true, -0.5)
 }
 
+/// How a low-quality image is brought to the target size: the same in training and inference, and stored with the
+/// adapter (METHOD §7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LqResize {
+    /// [`torch_up`].
+    TorchBicubic,
+    /// [`torch_bilinear`]; what the paper trains with.
+    TorchBilinear,
+    /// [`pil_bicubic`]; what the reference infers with.
+    PilBicubic,
+}
+
+impl LqResize {
+    /// Every kind and its name in configurations and adapter files.
+    pub const NAMES: &'static [(&'static str, Self)] = &[
+        ("torch_bicubic", Self::TorchBicubic),
+        ("torch_bilinear", Self::TorchBilinear),
+        ("pil_bicubic", Self::PilBicubic),
+    ];
+
+    /// `lq` at `h`×`w`, clamped to [0, 1].
+    pub fn apply(self, lq: &Image, h: usize, w: usize) -> Image {
+        match self {
+            Self::TorchBicubic => torch_up(lq, h, w),
+            Self::TorchBilinear => torch_bilinear(lq, h, w),
+            Self::PilBicubic => pil_bicubic(lq, h, w),
+        }
+        .clamped()
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, k)| *k == self).map_or("", |(n, _)| n)
+    }
+
+    /// The kind of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(n, _)| *n == name).map(|&(_, k)| k)
+    }
+}
+
 /// Nearest neighbour, PyTorch's `interpolate(mode="nearest")`: output `i` reads input `⌊i·from/to⌋`.
 pub fn nearest(img: &Image, h: usize, w: usize) -> Image {
     if img.data.is_empty() {
@@ -119,6 +179,13 @@ pub fn nearest(img: &Image, h: usize, w: usize) -> Image {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// 1, 3 → 4 samples: PyTorch gives 1, 1.5, 2.5, 3.
+    #[test]
+    fn bilinear_is_linear_between_samples_and_flat_at_the_edges() {
+        let img = Image::from_fn(1, 2, |_, _, x| if x == 0 { 1.0 } else { 3.0 });
+        assert_eq!(torch_bilinear(&img, 1, 4).plane(0), [1.0, 1.5, 2.5, 3.0]);
+    }
 
     #[test]
     fn kernels_pass_through_samples_and_sum_to_one() {

@@ -1,7 +1,7 @@
 //! A trained run, ready to restore images.
 
 use crate::autograd::{Tape, Var};
-use crate::data::{HaarCodec, Image, torch_up};
+use crate::data::{HaarCodec, Image, LqResize};
 use crate::engine::{Device, Philox, Tensor};
 use crate::flux::config::FluxConfig;
 use crate::flux::lora::AdapterFile;
@@ -39,6 +39,8 @@ pub struct Model {
     pub config: FluxConfig,
     /// Pixels ↔ latents.
     pub codec: HaarCodec,
+    /// How LQ was brought to HQ size in training.
+    pub lq_resize: LqResize,
     /// The base weights.
     pub weights: Weights,
     /// All of them are applied.
@@ -59,12 +61,18 @@ impl Model {
         let config = FluxConfig::load(&base)?;
         let weights = Weights::load(&Folder::open(&base)?, &config, device)?;
         let mut loaded = Vec::new();
+        let mut lq_resize = LqResize::TorchBicubic;
         for dir in adapters.iter().map(|name| run.join(name)).filter(|d| d.is_dir()) {
             let file = AdapterFile::load(&dir, device)?;
             file.validate(&config)?;
+            if let Some(name) = &file.lq_resize {
+                let unknown =
+                    || Error::format(&dir, format!("trained with lq_resize = {name}, which is unknown here"));
+                lq_resize = LqResize::named(name).ok_or_else(unknown)?;
+            }
             loaded.push(Adapter::frozen(&file, 1.0));
         }
-        Ok(Self { config, codec: load_codec(run)?, weights, adapters: loaded })
+        Ok(Self { config, codec: load_codec(run)?, lq_resize, weights, adapters: loaded })
     }
 
     /// Restores low-quality images of equal size in one batch, with `steps` Euler steps. `corners[i]` is the position
@@ -83,7 +91,7 @@ impl Model {
         let mut cond = Vec::with_capacity(lq.len() * c * h * w);
         let mut noise = Vec::with_capacity(cond.capacity());
         for (image, &corner) in lq.iter().zip(corners) {
-            let up = torch_up(image, image.height * SCALE, image.width * SCALE).clamped();
+            let up = self.lq_resize.apply(image, image.height * SCALE, image.width * SCALE);
             let mut z = vec![0.0; c * h * w];
             self.codec.encode(&up, &mut z)?;
             cond.extend(z);

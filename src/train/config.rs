@@ -441,7 +441,7 @@ mod tests {
         assert_eq!((c.asdpo.beta2, c.asdpo.schedule), (0.999, LrSchedule::Constant));
         let p = &c.preference;
         assert_eq!((p.beta, p.lambda, p.spectrum, p.weight), (4000.0, 0.1, Spectrum::Half, Weight::Raw));
-        assert_eq!(c.data.lq_resize, "torch_bilinear");
+        assert_eq!(c.data.lq_resize, crate::data::LqResize::TorchBilinear);
     }
 
     #[test]

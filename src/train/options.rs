@@ -5,7 +5,7 @@
 //! `key: type = default => [Section: its default, …], range, only [Section, …];`.
 
 use super::objective::Adversary;
-use crate::data::DeadLeavesSource;
+use crate::data::{DeadLeavesSource, LqResize};
 use crate::error::did_you_mean;
 use crate::flux::schedule::LrSchedule;
 use crate::ops::sobolev::{Metric, Spectrum, Weight};
@@ -25,8 +25,11 @@ macro_rules! choice {
 /// How an enumeration is written and read.
 macro_rules! field_names {
     ($name:ident { $($variant:ident = $text:literal,)+ }) => {
+        field_names!($name = &[$(($text, Self::$variant),)+]);
+    };
+    ($name:ident = $names:expr) => {
         impl Named for $name {
-            const ALL: &'static [(&'static str, Self)] = &[$(($text, Self::$variant),)+];
+            const ALL: &'static [(&'static str, Self)] = $names;
         }
         impl Field for $name {
             fn kind() -> String {
@@ -167,8 +170,6 @@ pub(super) trait Range<T> {
 
 /// Everything of the type.
 pub(super) struct Any;
-/// One of these words.
-pub(super) struct OneOf(&'static [&'static str]);
 /// Above the first, up to the second.
 pub(super) struct Above(f32, f32);
 /// Each item in this range.
@@ -196,14 +197,6 @@ impl Range<f32> for Above {
     }
     fn words(&self) -> String {
         format!("more than {}, up to {}", self.0, self.1)
-    }
-}
-impl Range<String> for OneOf {
-    fn holds(&self, value: &String) -> bool {
-        self.0.contains(&value.as_str())
-    }
-    fn words(&self) -> String {
-        self.0.join(" | ")
     }
 }
 impl<T, R: Range<T>, const N: usize> Range<[T; N]> for Each<R> {
@@ -297,6 +290,7 @@ macro_rules! options {
     )+};
 }
 
+field_names!(LqResize = LqResize::NAMES);
 field_names!(LrSchedule {
     Constant = "constant",
     DecayHalf = "decay-half",
@@ -376,13 +370,13 @@ options! {
     DataOptions in [Data] {
         /// Where images come from: "dead-leaves" (drawn by the program) or a folder of pictures.
         source: String = "dead-leaves".to_owned(), Any;
-        /// Images in all, held-out ones included; of a folder 0 takes every one.
+        /// Drawn images in all, held-out ones included (dead leaves only; of a folder every picture is taken).
         images: usize = 144, 0..=100_000_000;
         /// Seed of the drawn images, apart from run.seed so that runs are judged on the same ones (dead leaves only).
         seed: u64 = DeadLeavesSource::RECIPE_SEED, 0..=i64::MAX as u64;
         /// Side of a drawn image, in pixels (dead leaves only).
         image_size: usize = 192, 8..=16384;
-        /// Images kept out of training, for the evaluation.
+        /// Images kept out of training, for the evaluation; of a folder a quarter at most.
         held_out: usize = 24, 1..=1_000_000;
         /// Side of a training crop, in pixels of the high-quality image.
         crop: usize = 64, 8..=8192;
@@ -399,7 +393,7 @@ options! {
         /// Greatest JPEG quality; 0 with jpeg_min = 0: no JPEG.
         jpeg_max: usize = 0, 0..=100;
         /// How the low-quality image is brought to the target size; stored with the adapter, used by inference too.
-        lq_resize: String = "torch_bicubic".to_owned(), OneOf(&["torch_bicubic", "torch_bilinear", "pil_bicubic"]);
+        lq_resize: LqResize = LqResize::TorchBicubic, Any;
     }
 
     /// `[model]`

@@ -94,7 +94,8 @@ pub fn run(config: &Config, out: &Path, progress: &dyn Progress, stop: &AtomicBo
     };
     let device = Device::cpu();
     let flux = flux_config(config, codec.channels())?;
-    let sampler = Sampler::new(source, split, config.data.crop, degradation(config), codec, config.run.seed)?;
+    let sampler = Sampler::new(source, split, config.data.crop, degradation(config), codec, config.run.seed)?
+        .resizing(config.data.lq_resize);
     let mut made = Artifacts::default();
     if let Some(run) = from {
         made.load(run, &flux, &device)?;
@@ -169,7 +170,9 @@ fn evaluation(context: &Context, made: Artifacts, pairs: &[EvalPair]) -> Result<
     let Some(weights) = made.base else { return Ok(eval) };
     let frozen = |name: &str| made.adapters.get(name).map(|f| Adapter::frozen(f, 1.0));
     let config = context.flux.clone();
-    let mut model = Model { config, codec: context.sampler.codec().clone(), weights, adapters: Vec::new() };
+    let lq_resize = context.config.data.lq_resize;
+    let codec = context.sampler.codec().clone();
+    let mut model = Model { config, codec, lq_resize, weights, adapters: Vec::new() };
     let restore = |model: &Model| -> Result<Vec<Image>> {
         let mut all = Vec::new();
         for group in pairs.chunks(EVAL_BATCH) {

@@ -320,7 +320,7 @@ impl<'r> Context<'r> {
         let file = AdapterFile {
             name: name.to_owned(),
             modules,
-            lq_resize: Some(self.config.data.lq_resize.clone()),
+            lq_resize: Some(self.config.data.lq_resize.name().to_owned()),
             metadata: BTreeMap::new(),
         };
         file.save(self.out.join(name))?;

@@ -73,6 +73,15 @@ targets! {
 }
 
 targets! {
+    /// x = GELU(x).
+    pub fn gelu_in_place(x: &mut [f32]) {
+        for v in x {
+            *v = gelu1(*v);
+        }
+    }
+}
+
+targets! {
     /// grad *= GELU′(x).
     pub fn mul_gelu_slope(x: &[f32], grad: &mut [f32]) {
         for (g, &v) in grad.iter_mut().zip(x) {
@@ -101,21 +110,20 @@ targets! {
 }
 
 targets! {
-    /// x = e^{x − shift}; returns the sum, in a fixed order of sixteen lanes.
-    pub fn exp_shift_sum(x: &mut [f32], shift: f32) -> f32 {
-        let mut lanes = [0f32; 16];
-        let mut chunks = x.chunks_exact_mut(16);
-        for c in &mut chunks {
-            for (v, l) in c.iter_mut().zip(&mut lanes) {
-                *v = exp(*v - shift);
-                *l += *v;
-            }
-        }
-        for (v, l) in chunks.into_remainder().iter_mut().zip(&mut lanes) {
+    /// x = e^{x − shift}. To sum them is a second pass: together the compiler vectorises neither.
+    pub fn exp_shift(x: &mut [f32], shift: f32) {
+        for v in x {
             *v = exp(*v - shift);
-            *l += *v;
         }
-        fold(lanes)
+    }
+}
+
+targets! {
+    /// x *= a.
+    pub fn scale(a: f32, x: &mut [f32]) {
+        for v in x {
+            *v *= a;
+        }
     }
 }
 
@@ -242,8 +250,9 @@ mod tests {
             assert_eq!(sum(&x), s);
             assert_eq!(dot(&x, &x), -dot(&x, &y));
             assert_eq!(max(&x), if n == 0 { f32::NEG_INFINITY } else { n as f32 });
-            let mut e = vec![0f32; n];
-            assert_eq!(exp_shift_sum(&mut e, 0.0), n as f32);
+            let mut e = vec![3f32; n];
+            exp_shift(&mut e, 3.0);
+            assert_eq!(sum(&e), n as f32);
         }
     }
 }

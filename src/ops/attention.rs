@@ -20,8 +20,13 @@ use crate::{Error, Result};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Queries per block.
-const BLOCK: usize = 64;
+/// Most queries per block; a sequence is cut into equal blocks, so that none is left with a row or two.
+const BLOCK: usize = 192;
+
+/// Queries per block of a sequence of `queries`.
+fn block(queries: usize) -> usize {
+    queries.div_ceil(queries.div_ceil(BLOCK).max(1)).max(1)
+}
 
 /// Additive log-bias from query group to key group, both in the order text, image, condition.
 pub type GroupBias = [[f32; 3]; 3];
@@ -143,14 +148,17 @@ impl Attention {
 }
 
 /// Head `h` of sample `b`: text rows, then stream rows, contiguous `[rows, hd]`.
-fn gather(d: Dims, b: usize, h: usize, text: Option<&Tensor>, stream: &Tensor) -> Vec<f32> {
+fn gather(d: Dims, b: usize, h: usize, text: Option<&Tensor>, stream: &Tensor) -> Tensor {
     let width = d.heads * d.hd;
-    let mut out = Vec::new();
-    for t in text.into_iter().chain([stream]) {
+    let groups = text.into_iter().chain([stream]);
+    let rows: usize = groups.clone().map(|t| t.stride0() / width).sum();
+    let mut out = Tensor::empty(stream.device(), &[rows, d.hd]);
+    let mut to = out.f32_mut().chunks_exact_mut(d.hd);
+    for t in groups {
         let sample = t.stride0();
-        out.extend(
-            t.f32()[b * sample..][..sample].chunks_exact(width).flat_map(|row| &row[h * d.hd..][..d.hd]),
-        );
+        for (row, to) in t.f32()[b * sample..][..sample].chunks_exact(width).zip(&mut to) {
+            to.copy_from_slice(&row[h * d.hd..][..d.hd]);
+        }
     }
     out
 }
@@ -187,6 +195,7 @@ impl Op for Attention {
         let mut o_text = inputs.get(5).map(|q| Tensor::empty(device, q.shape()));
         let mut lse = Tensor::empty(device, &[d.batch, d.heads * queries]);
         let biases = self.biases();
+        let block = block(queries);
         let stream = bands(d, Some(&mut o));
         let text = bands(d, o_text.as_mut());
         let rows = lse.f32_mut().par_chunks_mut(queries);
@@ -195,21 +204,23 @@ impl Op for Attention {
             let q = gather(d, b, h, inputs.get(5).copied(), inputs[0]);
             let k = gather(d, b, h, Some(inputs[3]), inputs[1]);
             let v = gather(d, b, h, Some(inputs[4]), inputs[2]);
-            let mut s = vec![0.0; BLOCK.min(queries) * keys];
-            let mut out = vec![0.0; queries * d.hd];
-            for first in (0..queries).step_by(BLOCK) {
-                let n = BLOCK.min(queries - first);
+            let (q, k, v) = (q.f32(), k.f32(), v.f32());
+            let scratch = |n: usize| Tensor::empty(device, &[n]);
+            let (mut s, mut out) = (scratch(block * keys), scratch(queries * d.hd));
+            let (s, out) = (s.f32_mut(), out.f32_mut());
+            for first in (0..queries).step_by(block) {
+                let n = block.min(queries - first);
                 let s = &mut s[..n * keys];
-                self.scores(d, &biases, first, &q, &k, s);
+                self.scores(d, &biases, first, q, k, s);
                 for (row, lse) in s.chunks_exact_mut(keys).zip(&mut lse[first..]) {
                     let max = simd::max(row);
-                    let sum = simd::exp_shift_sum(row, max);
+                    simd::exp_shift(row, max);
+                    let sum = simd::sum(row);
                     *lse = max + sum.ln();
-                    let inv = 1.0 / sum;
-                    row.iter_mut().for_each(|p| *p *= inv);
+                    simd::scale(1.0 / sum, row);
                 }
                 let o = &mut out[first * d.hd..];
-                matmul(n, keys, d.hd, 1.0, Mat::new(s, keys), Mat::new(&v, d.hd), o, d.hd, false);
+                matmul(n, keys, d.hd, 1.0, Mat::new(s, keys), Mat::new(v, d.hd), o, d.hd, false);
             }
             let (t, x) = out.split_at(d.asking[0] * d.hd);
             scatter(t, d.hd, text.as_mut(), false);
@@ -234,6 +245,7 @@ impl Op for Attention {
         let (outputs, lse) = (&saved[n_in..saved.len() - 1], saved[saved.len() - 1].f32());
         let (keys, queries) = (self.layout.total(), d.queries());
         let biases = self.biases();
+        let block = block(queries);
         let scale = 1.0 / (d.hd as f32).sqrt();
         let d_out: Vec<Tensor> = outputs
             .iter()
@@ -254,25 +266,30 @@ impl Op for Attention {
             let o = gather(d, b, h, outputs.get(1), &outputs[0]);
             let do_ = gather(d, b, h, d_out.get(1), &d_out[0]);
             let lse = &lse[i * queries..][..queries];
-            let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
-            let mut p = vec![0.0; BLOCK.min(queries) * keys];
-            let mut ds = vec![0.0; BLOCK.min(queries) * keys];
-            for first in (0..queries).step_by(BLOCK) {
-                let n = BLOCK.min(queries - first);
+            let (q, k, v, o, do_) = (q.f32(), k.f32(), v.f32(), o.f32(), do_.f32());
+            let device = inputs[0].device();
+            let mut dq = Tensor::empty(device, &[q.len()]);
+            let (mut dk, mut dv) = (Tensor::zeros(device, &[k.len()]), Tensor::zeros(device, &[v.len()]));
+            let (dq, dk, dv) = (dq.f32_mut(), dk.f32_mut(), dv.f32_mut());
+            let mut p = Tensor::empty(device, &[block * keys]);
+            let mut ds = Tensor::empty(device, &[block * keys]);
+            let (p, ds) = (p.f32_mut(), ds.f32_mut());
+            for first in (0..queries).step_by(block) {
+                let n = block.min(queries - first);
                 let (p, ds) = (&mut p[..n * keys], &mut ds[..n * keys]);
-                self.scores(d, &biases, first, &q, &k, p);
+                self.scores(d, &biases, first, q, k, p);
                 let (dob, ob) = (&do_[first * d.hd..][..n * d.hd], &o[first * d.hd..][..n * d.hd]);
-                matmul(n, d.hd, keys, 1.0, Mat::new(dob, d.hd), Mat::new(&v, d.hd).t(), ds, keys, false);
+                matmul(n, d.hd, keys, 1.0, Mat::new(dob, d.hd), Mat::new(v, d.hd).t(), ds, keys, false);
                 for (r, (p, ds)) in p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
-                    simd::exp_shift_sum(p, lse[first + r]);
+                    simd::exp_shift(p, lse[first + r]);
                     let delta = simd::dot(&dob[r * d.hd..][..d.hd], &ob[r * d.hd..][..d.hd]);
                     ds.iter_mut().zip(&*p).for_each(|(ds, p)| *ds = p * (*ds - delta));
                 }
-                matmul(keys, n, d.hd, 1.0, Mat::new(p, keys).t(), Mat::new(dob, d.hd), &mut dv, d.hd, true);
+                matmul(keys, n, d.hd, 1.0, Mat::new(p, keys).t(), Mat::new(dob, d.hd), dv, d.hd, true);
                 let qb = Mat::new(&q[first * d.hd..], d.hd);
-                matmul(keys, n, d.hd, scale, Mat::new(ds, keys).t(), qb, &mut dk, d.hd, true);
+                matmul(keys, n, d.hd, scale, Mat::new(ds, keys).t(), qb, dk, d.hd, true);
                 let dqb = &mut dq[first * d.hd..];
-                matmul(n, keys, d.hd, scale, Mat::new(ds, keys), Mat::new(&k, d.hd), dqb, d.hd, false);
+                matmul(n, keys, d.hd, scale, Mat::new(ds, keys), Mat::new(k, d.hd), dqb, d.hd, false);
             }
             let text = self.layout.txt * d.hd;
             let asked = d.asking[0] * d.hd;

@@ -283,7 +283,7 @@ impl Op for Linear {
         let in_ = input(1).width();
         let d = Dims { batch, tokens: dy.len() / (batch * out), in_, out };
         let dz = self.before_epilogue(dy, z, &at, &input, d, slots)?;
-        let dz = dz.as_deref().unwrap_or_else(|| dy.f32());
+        let dz = dz.as_ref().unwrap_or(dy).f32();
         if let Some(slot) = &mut slots[0] {
             self.input_gradient(&input(1).to_f32(), dz, &at, &input, d, slot);
         }
@@ -317,10 +317,7 @@ impl Linear {
     fn finish(&self, inputs: &[&Tensor], at: &Layout, d: Dims, b: usize, first: usize, y: &mut [f32]) {
         match &self.epilogue {
             Epilogue::None => {}
-            Epilogue::Gelu => {
-                let z = y.to_vec();
-                simd::gelu(&z, y);
-            }
+            Epilogue::Gelu => simd::gelu_in_place(y),
             Epilogue::Add => {
                 let resid = inputs[at.resid.expect("there is a residual")].f32();
                 simd::axpy(1.0, &resid[(b * d.tokens + first) * d.out..][..y.len()], y);
@@ -346,7 +343,7 @@ impl Linear {
         input: &impl Fn(usize) -> &'t Tensor,
         d: Dims,
         slots: &mut [Option<Slot>],
-    ) -> Result<Option<Vec<f32>>> {
+    ) -> Result<Option<Tensor>> {
         match &self.epilogue {
             Epilogue::None => Ok(None),
             Epilogue::Add => {
@@ -356,8 +353,8 @@ impl Linear {
                 Ok(None)
             }
             Epilogue::Gelu => {
-                let mut dz = dy.f32().to_vec();
-                gelu::backward(z.f32(), &mut dz);
+                let mut dz = Tensor::from_slice(dy.device(), dy.shape(), dy.f32())?;
+                gelu::backward(z.f32(), dz.f32_mut());
                 Ok(Some(dz))
             }
             Epilogue::Gate { source, chunk } => {
@@ -373,8 +370,8 @@ impl Linear {
                         simd::mul_add(&dy.f32()[row..row + d.out], &z[row..row + d.out], acc);
                     })?;
                 }
-                let mut dz = dy.f32().to_vec();
-                dz.par_chunks_mut(d.tokens * d.out).enumerate().for_each(|(b, dz)| {
+                let mut dz = Tensor::from_slice(dy.device(), dy.shape(), dy.f32())?;
+                dz.f32_mut().par_chunks_mut(d.tokens * d.out).enumerate().for_each(|(b, dz)| {
                     for (t, dz) in dz.chunks_exact_mut(d.out).enumerate() {
                         let gate = source.chunk(tables, b, t, d.out, *chunk);
                         dz.iter_mut().zip(gate).for_each(|(dz, g)| *dz *= g);

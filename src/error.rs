@@ -35,9 +35,17 @@ pub enum Error {
         /// What is wrong with it, and what was expected.
         detail: String,
     },
+    /// There is not enough room to write what has to be written.
+    #[error("{path}: {detail}", path = path.display())]
+    Disk {
+        /// Where it was to be written.
+        path: PathBuf,
+        /// What it needs, what there is, what to do.
+        detail: String,
+    },
     /// A loss, gradient or weight stopped being a number.
     #[error(
-        "stage {stage}, step {step}: {tensor} is not finite ({value}); lower the learning rate or look at the data of this step"
+        "stage {stage}, step {step}: {tensor} is not finite ({value}); lower {stage}.lr or look at the data of this step. {saved}"
     )]
     NonFinite {
         /// Training stage.
@@ -48,6 +56,8 @@ pub enum Error {
         tensor: String,
         /// The value met.
         value: f32,
+        /// What was kept.
+        saved: String,
     },
     /// Ctrl-C: the run stopped between two steps.
     #[error("interrupted at stage {stage}, step {step}; {saved}")]

@@ -4,6 +4,7 @@ pub mod data;
 pub mod engine;
 pub mod error;
 pub mod eval;
+mod faults;
 mod files;
 pub mod flux;
 pub mod infer;

@@ -1,8 +1,8 @@
-//! docs/options.md says what the options' definitions say. `cargo xtask docs` writes it anew.
+//! docs/options.md and asasr.example.toml say what the options' definitions say. `cargo xtask docs` writes them anew.
 
 use asasr_engine::train::Config;
 
-const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/options.md");
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 fn page() -> String {
     format!(
@@ -12,9 +12,8 @@ fn page() -> String {
          word counts. An unknown name is an error that suggests the nearest. `asasr-engine train --print-config --out x` \
          prints all of them as they would be used.\n\n\
          ## Every option\n\n```text\n{}```\n\n\
-         ## The preset `tiny` as a file\n\n```toml\n{}```\n",
+         The preset `tiny` as a file: [asasr.example.toml](../asasr.example.toml).\n",
         trimmed(&Config::help()),
-        trimmed(&Config::default().to_toml()),
     )
 }
 
@@ -24,11 +23,22 @@ fn trimmed(text: &str) -> String {
 }
 
 #[test]
-fn options_page_is_current() {
-    let page = page();
-    if std::env::var_os("ASASR_WRITE_DOCS").is_some() {
-        std::fs::write(PATH, &page).unwrap();
+fn what_is_generated_is_current() {
+    for (name, text) in
+        [("docs/options.md", page()), ("asasr.example.toml", trimmed(&Config::default().to_toml()))]
+    {
+        let path = format!("{ROOT}/{name}");
+        if std::env::var_os("ASASR_WRITE_DOCS").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        let written = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(written == text, "{name} is out of date: run `cargo xtask docs`");
     }
-    let written = std::fs::read_to_string(PATH).unwrap_or_default();
-    assert!(written == page, "docs/options.md is out of date: run `cargo xtask docs`");
+}
+
+/// The example is a configuration: it loads, and means what `tiny` means.
+#[test]
+fn the_example_loads() {
+    let example = std::path::Path::new(ROOT).join("asasr.example.toml");
+    assert_eq!(Config::load(None, Some(&example), &[]).unwrap(), Config::default());
 }

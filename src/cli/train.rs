@@ -1,12 +1,13 @@
 //! `asasr-engine train`.
 
 use super::{ctrl_c, threads};
+use asasr_engine::train::checkpoint::CHECKPOINTS;
 use asasr_engine::train::stages::Progress;
-use asasr_engine::train::{Config, StageSummary};
+use asasr_engine::train::{Config, StageSummary, Start};
 use asasr_engine::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(clap::Args)]
@@ -30,9 +31,16 @@ pub struct Args {
     /// A finished run that has what the chosen stages build on (run.from)
     #[arg(long, value_name = "RUN")]
     from: Option<PathBuf>,
-    /// Where the run goes; must not hold one yet
+    /// Where the run goes; must not hold one yet, unless with --resume
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Go on with the run in --out: from its newest intact checkpoint, or from the one named. Options are those of its
+    /// config.toml unless given
+    #[arg(long, value_name = "latest|CHECKPOINT", num_args = 0..=1, default_missing_value = "latest")]
+    resume: Option<PathBuf>,
+    /// Resume although options differ from those the checkpoint was written under
+    #[arg(long, requires = "resume")]
+    change_config: bool,
     /// Print the options in full, as a TOML file, and exit
     #[arg(long)]
     print_config: bool,
@@ -53,14 +61,22 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(from) = &args.from {
         sets.push(format!("run.from={}", path(from)?));
     }
-    let config = Config::load(args.preset.as_deref(), args.config.as_deref(), &sets)?;
+    let written = args.out.join("config.toml");
+    let as_before =
+        args.resume.is_some() && args.preset.is_none() && args.config.is_none() && written.is_file();
+    let file = if as_before { Some(written.as_path()) } else { args.config.as_deref() };
+    let config = Config::load(args.preset.as_deref(), file, &sets)?;
     if args.print_config {
         print!("{}", config.to_toml());
         return Ok(ExitCode::SUCCESS);
     }
     threads(config.run.threads)?;
     let stop = ctrl_c()?;
-    let summary = asasr_engine::train::run(&config, &args.out, &Bars::default(), &stop)?;
+    let start = args.resume.as_ref().map_or(Start::New, |at| Start::Resume {
+        checkpoint: checkpoint(&args.out, at),
+        change_config: args.change_config,
+    });
+    let summary = asasr_engine::train::run(&config, &args.out, &start, &Bars::default(), &stop)?;
     println!(
         "\n{:<8} {:>8} {:>8} {:>9} {:>9} {:>9}",
         "", "PSNR-Y", "SSIM-Y", "LSD dB", "rLSD dB", "hf_ratio"
@@ -76,6 +92,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The checkpoint named by `at`: a path, or a name in the run's folder of checkpoints; `None` for the newest.
+fn checkpoint(run: &Path, at: &Path) -> Option<PathBuf> {
+    if at == Path::new("latest") {
+        return None;
+    }
+    let named = run.join(CHECKPOINTS).join(at);
+    Some(if !at.exists() && named.exists() { named } else { at.to_path_buf() })
+}
+
 /// One progress bar per stage.
 #[derive(Default)]
 struct Bars {
@@ -83,10 +108,13 @@ struct Bars {
 }
 
 impl Progress for Bars {
-    fn stage(&self, name: &str, steps: usize) {
+    fn stage(&self, name: &str, steps: usize, done: usize) {
         let style = "{prefix:<10} {bar:30} {pos:>5}/{len} {elapsed} left {eta} {msg}";
         let style = ProgressStyle::with_template(style).expect("a literal template");
-        let bar = ProgressBar::new(steps as u64).with_style(style).with_prefix(name.to_owned());
+        let bar = ProgressBar::new(steps as u64)
+            .with_style(style)
+            .with_prefix(name.to_owned())
+            .with_position(done as u64);
         *self.bar.borrow_mut() = Some(bar);
     }
     fn step(&self, loss: f64, samples_per_s: f64) {
@@ -105,6 +133,10 @@ impl Progress for Bars {
         );
     }
     fn say(&self, line: &str) {
-        println!("{line}");
+        match &*self.bar.borrow() {
+            // Above the bar, not through it.
+            Some(bar) if !bar.is_hidden() => bar.println(line),
+            _ => println!("{line}"),
+        }
     }
 }

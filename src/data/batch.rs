@@ -83,6 +83,11 @@ impl Sampler {
         self
     }
 
+    /// How the bad picture is brought to the good one's size.
+    pub fn lq_resize(&self) -> LqResize {
+        self.lq_resize
+    }
+
     /// The pictures.
     pub fn source(&self) -> &dyn Source {
         &*self.source

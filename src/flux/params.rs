@@ -7,11 +7,13 @@ use crate::autograd::{LeafId, ParamSet, Tape, Var};
 use crate::engine::{Device, Tensor};
 use crate::{Error, Result};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// The base weights, named as in diffusers' `FluxTransformer2DModel`. f32 or bf16 each: the tensor's dtype is the seam
 /// for other storage formats, and `Linear` is the only op that reads it.
+#[derive(Clone)]
 pub struct Weights {
-    map: HashMap<String, (Tensor, Option<LeafId>)>,
+    map: Arc<HashMap<String, (Tensor, Option<LeafId>)>>,
 }
 
 impl Weights {
@@ -26,13 +28,13 @@ impl Weights {
             }
             map.insert(name, (tensor, None));
         }
-        Ok(Self { map })
+        Ok(Self { map: Arc::new(map) })
     }
 
     /// Views of trainable parameters; drop them before the optimizer writes.
     pub fn trainable(params: &ParamSet) -> Self {
         let entry = |(i, name): (usize, &String)| (name.clone(), (params.master(i), Some(LeafId(i))));
-        Self { map: params.names().iter().enumerate().map(entry).collect() }
+        Self { map: Arc::new(params.names().iter().enumerate().map(entry).collect()) }
     }
 
     /// Copies of parameters that will not train any more.
@@ -42,7 +44,7 @@ impl Weights {
             let view = params.master(i);
             map.insert(name.clone(), (Tensor::from_slice(device, view.shape(), view.f32())?, None));
         }
-        Ok(Self { map })
+        Ok(Self { map: Arc::new(map) })
     }
 
     /// The weight `name` as a variable of `tape`.
@@ -66,6 +68,7 @@ fn bind(tape: &Tape, tensor: &Tensor, leaf: Option<LeafId>) -> Var {
     }
 }
 
+#[derive(Clone)]
 struct Factors {
     scale: f32,
     a: Tensor,
@@ -74,6 +77,7 @@ struct Factors {
 }
 
 /// A LoRA adapter: `scale·B·A` per module.
+#[derive(Clone)]
 pub struct Adapter {
     /// Its name, as in the reference (`base_sft`, `train_dpo`, `adv`).
     pub name: String,

@@ -4,6 +4,7 @@
 //! closed-form negative. Computes on tensors and gaps with the ops below. Must not know the model, the adapters, the
 //! data or the optimizer, and keeps no state between steps.
 
+pub mod anchor;
 pub mod dpo;
 pub mod flow_matching;
 pub mod riesz;

@@ -88,6 +88,13 @@ pub fn update(step: &Step, sizes: &[(usize, bool)], w: &mut [f32], g: &[f32], m:
     }
 }
 
+/// `average ← keep·average + (1 − keep)·w`: the running average of the parameters (EMA).
+pub fn average(keep: f32, w: &[f32], average: &mut [f32]) {
+    average.par_chunks_mut(PIECE).zip(w.par_chunks(PIECE)).for_each(|(a, w)| {
+        a.iter_mut().zip(w).for_each(|(a, w)| *a = keep * *a + (1.0 - keep) * w);
+    });
+}
+
 fn update_piece(step: &Step, keep: f32, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
     let AdamW { beta1, beta2, eps, .. } = step.opt;
     let (one_minus_1, one_minus_2) = ((1.0 - decimal(beta1)) as f32, (1.0 - decimal(beta2)) as f32);

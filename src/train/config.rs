@@ -195,6 +195,29 @@ impl Config {
         }
     }
 
+    /// Where this configuration differs from `other`: `section.key: its value → the other's`.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let keys = groups()
+            .into_iter()
+            .flat_map(|g| g.1)
+            .flat_map(|o| o.sections.into_iter().map(move |(section, _)| (section, o.key)));
+        keys.filter_map(|(section, key)| {
+            let (mine, theirs) = (self.get(section, key)?, other.get(section, key)?);
+            (mine != theirs).then(|| format!("{}.{key}: {mine} → {theirs}", section.name()))
+        })
+        .collect()
+    }
+
+    /// Reads a configuration from the text [`Config::to_toml`] made; `origin` is where the text was.
+    pub fn from_toml(origin: &Path, text: &str) -> Result<Self> {
+        let table = parse(origin, text)?;
+        let name = table.get("run").and_then(|r| r.get("preset")?.as_str()).unwrap_or("tiny").to_owned();
+        let mut config = Self::preset(&name)?;
+        config.apply(&origin.display().to_string(), &table)?;
+        config.validate()?;
+        Ok(config)
+    }
+
     /// What every stage has, of stage `name`.
     pub fn stage(&self, name: StageName) -> &StageOptions {
         match name {

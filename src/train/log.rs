@@ -1,11 +1,11 @@
 //! What a run leaves to read: one JSON object per step, a summary at the end, and the memory it took.
 
 use crate::eval::Metrics;
-use crate::files::write_atomic;
+use crate::files::{Disk, write_atomic};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 /// A log of one JSON object per line, appended to; each line is handed to the system whole before the call returns.
@@ -13,15 +13,21 @@ use std::path::{Path, PathBuf};
 /// Numbers that are not finite become `null`: JSON has no word for them.
 pub struct JsonlLog {
     path: PathBuf,
-    file: File,
+    file: Disk,
+    lines: usize,
 }
 
 impl JsonlLog {
-    /// Opens `path` to append, making it if absent. A last line without an end, as a kill can leave it, is cut off.
-    pub fn append(path: impl AsRef<Path>) -> Result<Self> {
+    /// Opens `path` to append after its first `lines` lines, making it if absent; what comes after them is cut off: a
+    /// line that a kill left torn, and those of steps that a resumed run takes again.
+    pub fn append(path: impl AsRef<Path>, lines: usize) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
-        let file = open(&path).map_err(Error::io(&path))?;
-        Ok(Self { path, file })
+        let (file, found) = open(&path, lines).map_err(Error::io(&path))?;
+        if found < lines {
+            let detail = format!("holds {found} lines, and the checkpoint was written after {lines}");
+            return Err(Error::format(&path, detail));
+        }
+        Ok(Self { path, file: Disk(file), lines })
     }
 
     /// Appends `entry` as one line.
@@ -29,35 +35,39 @@ impl JsonlLog {
         let mut line = serde_json::to_vec(entry)
             .map_err(|e| Error::format(&self.path, format!("the entry is not JSON: {e}")))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(Error::io(&self.path))
+        self.file.write_all(&line).map_err(Error::io(&self.path))?;
+        self.lines += 1;
+        Ok(())
     }
 
-    /// The log's path.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Lines written so far, those of earlier sessions included.
+    pub fn lines(&self) -> usize {
+        self.lines
+    }
+
+    /// Waits until every line is on the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.file.0.sync_all().map_err(Error::io(&self.path))
     }
 }
 
-fn open(path: &Path) -> std::io::Result<File> {
-    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-    let length = file.metadata()?.len();
-    // Reads backwards in pieces until the last line's end.
-    let (mut end, mut piece) = (length, [0u8; 4096]);
-    while end > 0 {
-        let start = end.saturating_sub(piece.len() as u64);
-        let part = &mut piece[..(end - start) as usize];
-        file.seek(SeekFrom::Start(start))?;
-        file.read_exact(part)?;
-        if let Some(at) = part.iter().rposition(|&b| b == b'\n') {
-            end = start + at as u64 + 1;
+/// The file, cut after `lines` lines, and how many of those it has.
+fn open(path: &Path, lines: usize) -> std::io::Result<(File, usize)> {
+    let file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    let mut reader = BufReader::new(&file);
+    let (mut found, mut end, mut line) = (0, 0, Vec::new());
+    while found < lines {
+        line.clear();
+        if reader.read_until(b'\n', &mut line)? == 0 || line.last() != Some(&b'\n') {
             break;
         }
-        end = start;
+        end += line.len() as u64;
+        found += 1;
     }
-    if end < length {
+    if found == lines {
         file.set_len(end)?;
     }
-    Ok(file)
+    Ok((file, found))
 }
 
 /// One finished stage.
@@ -67,12 +77,48 @@ pub struct StageSummary {
     pub name: String,
     /// Optimizer updates done.
     pub steps: usize,
-    /// Wall time, in seconds.
+    /// Time its updates took, in seconds, over all sessions.
     pub seconds: f64,
     /// Loss of the first step.
     pub first_loss: f64,
     /// Loss of the last step.
     pub last_loss: f64,
+}
+
+impl StageSummary {
+    /// The stages of which `run` has a log, in the order they ran.
+    pub fn of_run(run: &Path) -> Result<Vec<Self>> {
+        let path = run.join("log.jsonl");
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let mut stages: Vec<Self> = Vec::new();
+        for line in text.lines() {
+            let line: LogLine =
+                serde_json::from_str(line).map_err(|e| Error::format(&path, e.to_string()))?;
+            match stages.last_mut().filter(|s| s.name == line.stage) {
+                Some(stage) => {
+                    stage.steps += 1;
+                    stage.seconds += line.seconds;
+                    stage.last_loss = line.loss;
+                }
+                None => stages.push(Self {
+                    name: line.stage,
+                    steps: 1,
+                    seconds: line.seconds,
+                    first_loss: line.loss,
+                    last_loss: line.loss,
+                }),
+            }
+        }
+        Ok(stages)
+    }
+}
+
+/// What a stage's summary takes from a line of `log.jsonl`.
+#[derive(Deserialize)]
+struct LogLine {
+    stage: String,
+    loss: f64,
+    seconds: f64,
 }
 
 /// The evaluation, a row per method; rows of stages that did not run are absent.
@@ -112,7 +158,7 @@ pub struct Summary {
     pub held_out: Vec<String>,
     /// Most resident memory, in MiB; see [`peak_rss_mb`].
     pub peak_rss_mb: Option<f64>,
-    /// Wall time of the whole run, in seconds.
+    /// Wall time of the session that finished the run, and the updates of those before it, in seconds.
     pub wall_s: f64,
     /// The run's seed.
     pub seed: u64,
@@ -152,24 +198,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_appended_and_a_torn_one_is_cut() {
+    fn lines_are_appended_after_those_that_count() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.jsonl");
         let text = || std::fs::read_to_string(&path).unwrap();
-        let mut log = JsonlLog::append(&path).unwrap();
+        let mut log = JsonlLog::append(&path, 0).unwrap();
         log.write(&serde_json::json!({"step": 0, "loss": 0.5})).unwrap();
         assert_eq!(text(), "{\"step\":0,\"loss\":0.5}\n", "on disk before the log is dropped");
         drop(log);
-        for torn in ["{\"step\":1,\"lo".to_owned(), "x".repeat(10_000)] {
-            std::fs::write(&path, format!("{{\"step\":0,\"loss\":0.5}}\n{torn}")).unwrap();
-            let mut log = JsonlLog::append(&path).unwrap();
+        for more in ["{\"step\":1,\"lo".to_owned(), "x".repeat(10_000), "{\"step\":1}\n{}\n".to_owned()] {
+            std::fs::write(&path, format!("{{\"step\":0,\"loss\":0.5}}\n{more}")).unwrap();
+            let mut log = JsonlLog::append(&path, 1).unwrap();
             log.write(&serde_json::json!({"loss": f32::NAN})).unwrap();
-            assert_eq!(text(), "{\"step\":0,\"loss\":0.5}\n{\"loss\":null}\n");
+            log.sync().unwrap();
+            assert_eq!((text().as_str(), log.lines()), ("{\"step\":0,\"loss\":0.5}\n{\"loss\":null}\n", 2));
         }
-        std::fs::write(&path, "torn").unwrap();
-        JsonlLog::append(&path).unwrap();
-        assert_eq!(text(), "");
-        let e = JsonlLog::append(dir.path().join("no/log")).err().expect("no folder").to_string();
+        std::fs::write(&path, "one\ntorn").unwrap();
+        let e = JsonlLog::append(&path, 2).err().expect("a line is missing").to_string();
+        assert!(e.contains("1 lines") && e.contains("after 2"), "{e}");
+        let e = JsonlLog::append(dir.path().join("no/log"), 0).err().expect("no folder").to_string();
         assert!(e.contains("log"), "{e}");
     }
 

@@ -3,15 +3,21 @@
 //! Responsible for the options of a run and for what a run writes down. Must not parse the command line or print: that
 //! is the binary's part, which hands over a preset's name, a file and `--set` texts.
 
+pub mod checkpoint;
 pub mod config;
+pub mod environment;
+mod export;
 pub mod init;
 pub mod log;
+pub mod monitor;
 pub mod objective;
 pub mod options;
 pub mod run;
 pub mod stages;
+mod trainer;
+pub mod validation;
 
 pub use config::Config;
 pub use log::{Eval, JsonlLog, StageSummary, Summary, peak_rss_mb};
-pub use run::run;
+pub use run::{Start, run};
 pub use stages::Progress;

@@ -7,6 +7,7 @@
 use crate::autograd::{Leaves, Tape, Var};
 use crate::engine::{Device, Tensor};
 use crate::flux::transformer::{Flux, Inputs, TEXT_TOKENS, grid_ids};
+use crate::losses::anchor::Anchor;
 use crate::losses::dpo::{Preference, Stats};
 use crate::losses::flow_matching::noised;
 use crate::losses::riesz::Riesz;
@@ -121,15 +122,31 @@ pub struct AsDpo {
     pub adversary: Adversary,
     /// Radius ρ of the Riesz perturbation, in units of √E_s.
     pub rho: f32,
+    /// Weight of the losers' gaps against the winner's; 1 in the paper.
+    pub loser_weight: f32,
+    /// Weight of the distance to the reference; 0 in the paper.
+    pub anchor: f32,
+    /// Weight of flow matching on the winners; 0 in the paper.
+    pub sft_mix: f32,
 }
 
 impl AsDpo {
-    /// From the user's constants. The reference's half spectrum is plain MSE at s = 0; so is this one's.
+    /// The paper's objective with these constants. The reference's half spectrum is plain MSE at s = 0; so is this one's.
     pub fn new(mut metric: Metric, beta: f32, lambda: f32, adversary: Adversary, rho: f32) -> Self {
         if metric.s == 0.0 {
             metric.spectrum = Spectrum::Full;
         }
-        Self { gap: SobolevGap::new(metric), metric, beta_eff: 0.5 * beta, lambda, adversary, rho }
+        Self {
+            gap: SobolevGap::new(metric),
+            metric,
+            beta_eff: 0.5 * beta,
+            lambda,
+            adversary,
+            rho,
+            loser_weight: 1.0,
+            anchor: 0.0,
+            sft_mix: 0.0,
+        }
     }
 }
 
@@ -166,8 +183,11 @@ pub struct Pairs {
 pub struct Outcome {
     /// The loss.
     pub loss: Var,
-    /// Its parts.
+    /// The preference part of it.
     pub stats: Stats,
+    /// Mean squared distances of the policy to the reference and of its winners to their targets, where one of them
+    /// is in the loss.
+    pub held: Option<(f64, f64)>,
     /// The policy's velocities.
     pub v_policy: Tensor,
     /// The reference's velocities.
@@ -243,12 +263,30 @@ pub fn as_dpo<'a>(
         velocity(flux, tape, &Var::constant(twice(&x)?), &cond, &[&sigma[..], &sigma].concat(), set, mode)?;
     let target = Tensor::stack(&target)?;
     let v_reference = v.value().rows(n..2 * n)?;
-    let inputs = [&v, &Var::constant(v_reference.clone()), &Var::constant(target.clone())];
-    let gaps = tape.one(objective.gap.clone(), &inputs)?;
-    let preference = Preference::new(objective.beta_eff, streams - 1);
+    let (reference, wanted) = (Var::constant(v_reference.clone()), Var::constant(target.clone()));
+    let gaps = tape.one(objective.gap.clone(), &[&v, &reference, &wanted])?;
+    let preference = Preference {
+        loser_weight: objective.loser_weight,
+        ..Preference::new(objective.beta_eff, streams - 1)
+    };
     let stats = preference.stats(gaps.value().f32())?;
-    let loss = tape.one(preference, &[&gaps])?;
-    Ok(Outcome { loss, stats, v_policy: v.value().leading(n), v_reference, target, v_adversary, negative })
+    let mut loss = tape.one(preference, &[&gaps])?;
+    let mut held = None;
+    if objective.anchor > 0.0 || objective.sft_mix > 0.0 {
+        let anchor = Anchor { reference: objective.anchor, flow_matching: objective.sft_mix, winners: b };
+        held = Some(anchor.errors(v.value(), &v_reference, &target));
+        loss = tape.one(anchor, &[&v, &reference, &wanted, &loss])?;
+    }
+    Ok(Outcome {
+        loss,
+        stats,
+        held,
+        v_policy: v.value().leading(n),
+        v_reference,
+        target,
+        v_adversary,
+        negative,
+    })
 }
 
 impl AsDpo {

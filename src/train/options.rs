@@ -364,6 +364,12 @@ options! {
         eval_crops: usize = 48, 1..=1_000_000;
         /// Euler steps of the sampler in the evaluation: 4 is closer to the input, 8 richer in texture.
         eval_steps: usize = 4, 1..=1000;
+        /// Held-out crops restored and measured during training; always the same ones, with the same noise.
+        validation_crops: usize = 8, 1..=1024;
+        /// Newest checkpoints to keep.
+        keep_last: usize = 2, 1..=10000;
+        /// Checkpoints to keep besides, for ever: those at multiples of this many updates; 0: none.
+        keep_every: usize = 0, 0..=100_000_000;
     }
 
     /// `[data]`
@@ -440,6 +446,12 @@ options! {
         clip: f32 = 1.0, 0.0..=1e9;
         /// Recompute activations in the backward pass instead of keeping them: less memory, more time, same bits.
         recompute: bool = false, Any;
+        /// Decay of the running average of the weights (EMA), which is what the stage then saves; 0: no average.
+        ema: f32 = 0.0, 0.0..=0.999999;
+        /// Updates between two checkpoints; one more is written when the stage ends.
+        checkpoint_every: usize = 500 => [Sft: 100, Adversary: 100, Asdpo: 20], 1..=100_000_000;
+        /// Updates between two validations, besides those at the stage's beginning and end; 0: none at all.
+        validate_every: usize = 500 => [Sft: 100, Adversary: 100, Asdpo: 20], 0..=100_000_000;
         /// Rank of the stage's adapter.
         rank: usize = 0 => [Sft: 16, Adversary: 16, Asdpo: 16], 1..=4096, only [Sft, Adversary, Asdpo];
         /// The adapter's alpha; its output is scaled by alpha / rank.
@@ -458,6 +470,14 @@ options! {
     PreferenceOptions in [Asdpo] {
         /// DPO's β; the loss multiplies energy gaps by half of it. Belongs to a resolution where weight = "raw".
         beta: f32 = 500.0, Above(0.0, 1e9);
+        /// Steer β so that the mean of σ(−argument), the factor on the gradient, settles here (0.2, say); 0: β stays.
+        auto_beta: f32 = 0.0, 0.0..=0.45;
+        /// Weight of the losers' gaps against the winner's; below 1 the policy flees the losers less.
+        loser_weight: f32 = 1.0, Above(0.0, 10.0);
+        /// Weight of the mean squared distance between the policy's and the reference's velocities; 0: none.
+        anchor: f32 = 0.0, 0.0..=1e6;
+        /// Weight of plain flow matching on the winners, mixed into the loss; 0: none.
+        sft_mix: f32 = 0.0, 0.0..=1e6;
         /// Order of the Sobolev norm; 0: the plain mean squared error.
         s: f32 = 1.5, -8.0..=8.0;
         /// How far the adversarial loser lies from the winner towards the adversary's estimate.
@@ -472,6 +492,13 @@ options! {
         adversary: Adversary = Adversary::Lora, Any;
         /// Radius of the Riesz perturbation, in units of the root of the residual's energy (adversary = "riesz").
         rho: f32 = 0.1, Above(0.0, 1e6);
+    }
+}
+
+impl StageOptions {
+    /// Learning rate of update `step`, from 0.
+    pub fn lr_at(&self, step: usize) -> f32 {
+        self.schedule.lr(f64::from(self.lr), step, self.warmup, self.steps) as f32
     }
 }
 

@@ -1,30 +1,38 @@
 //! A whole run: data, stages, evaluation on held-out images, picture and summary.
 
+use super::checkpoint::{self, CHECKPOINTS, Checkpoint, prune};
 use super::config::Config;
-use super::log::{Eval, JsonlLog, StageSummary, Summary, peak_rss_mb};
+use super::environment;
+use super::log::{Eval, StageSummary, Summary, peak_rss_mb};
 use super::objective::Adversary;
 use super::options::StageName;
 use super::stages::{Artifacts, Context, Progress, missing};
+use super::validation::{Logs, Validation};
 use crate::data::{
     DeadLeavesSource, Degradation, EvalPair, Folder, HaarCodec, Image, Sampler, Source, Split, montage,
     nearest, torch_up,
 };
 use crate::engine::Device;
 use crate::eval::{Metrics, evaluate};
-use crate::files::write_atomic;
+use crate::files::{expect_space, remove_leftovers, write_atomic};
 use crate::flux::config::FluxConfig;
 use crate::flux::params::Adapter;
 use crate::infer::model::{Model, SCALE, layout, load_codec};
 use crate::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Crops restored in one forward pass of the evaluation.
 const EVAL_BATCH: usize = 8;
 /// Rows of the comparison picture.
 const PICTURE_ROWS: usize = 6;
+
+/// The configuration of a run, in its directory.
+const CONFIG: &str = "config.toml";
+/// What a finished run leaves.
+const SUMMARY: &str = "summary.json";
 
 /// Structure of the model that `config` trains from nothing.
 fn flux_config(config: &Config, channels: usize) -> Result<FluxConfig> {
@@ -74,8 +82,29 @@ fn degradation(config: &Config) -> Degradation {
     }
 }
 
-/// Runs the stages `config` lists and writes everything into `out`, which must not hold a run yet.
-pub fn run(config: &Config, out: &Path, progress: &dyn Progress, stop: &AtomicBool) -> Result<Summary> {
+/// Where a run begins.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Start {
+    /// At the beginning, in a directory that holds no run yet.
+    #[default]
+    New,
+    /// Where an earlier session stopped.
+    Resume {
+        /// The checkpoint to go on from; `None`: the newest that is intact.
+        checkpoint: Option<PathBuf>,
+        /// Go on although the configuration is not the one the checkpoint was written under.
+        change_config: bool,
+    },
+}
+
+/// Runs the stages `config` lists and writes everything into `out`.
+pub fn run(
+    config: &Config,
+    out: &Path,
+    start: &Start,
+    progress: &dyn Progress,
+    stop: &AtomicBool,
+) -> Result<Summary> {
     let begun = Instant::now();
     if config.data.scale != SCALE {
         return Err(Error::Usage(format!(
@@ -83,7 +112,19 @@ pub fn run(config: &Config, out: &Path, progress: &dyn Progress, stop: &AtomicBo
             config.data.scale
         )));
     }
-    vacant(out)?;
+    let resumed = match start {
+        Start::New => {
+            vacant(out)?;
+            None
+        }
+        Start::Resume { checkpoint, change_config } => {
+            if checkpoint.is_none() && out.join(SUMMARY).exists() {
+                progress.say(&format!("{}: this run is finished", out.display()));
+                return Summary::load(out.join(SUMMARY));
+            }
+            resume(config, out, checkpoint.as_deref(), *change_config, progress)?
+        }
+    };
     let from = Some(Path::new(&config.run.from)).filter(|p| !p.as_os_str().is_empty());
     let (source, split) = source(config)?;
     let names: Vec<String> = split.held_out.iter().map(|&i| source.name(i)).collect();
@@ -98,44 +139,168 @@ pub fn run(config: &Config, out: &Path, progress: &dyn Progress, stop: &AtomicBo
         .resizing(config.data.lq_resize);
     let mut made = Artifacts::default();
     if let Some(run) = from {
-        made.load(run, &flux, &device)?;
+        made.load(run, &[layout::BASE, layout::SFT, layout::ADVERSARY, layout::ASDPO], &flux, &device)?;
     }
     stages_have_what_they_need(config, &made)?;
+    let finished = finished(config, resumed.as_ref())?;
+    if let Some(checkpoint) = &resumed {
+        checkpoint.expect_artifacts(out)?;
+        let mine: Vec<&str> = finished.iter().map(|&s| makes(s)).collect();
+        made.load(out, &mine, &flux, &device)?;
+        made.files = checkpoint.record.artifacts.clone();
+    }
+    room(config, &flux, out)?;
     std::fs::create_dir_all(out).map_err(Error::io(out))?;
-    write_atomic(out.join("config.toml"), config.to_toml().as_bytes())?;
+    remove_all_leftovers(out)?;
+    write_atomic(out.join(CONFIG), config.to_toml().as_bytes())?;
     let codec_json =
         serde_json::to_string_pretty(sampler.codec()).map_err(|e| Error::format(out, e.to_string()))?;
     write_atomic(out.join(layout::CODEC), codec_json.as_bytes())?;
-    let mut log = JsonlLog::append(out.join("log.jsonl"))?;
-    let context = Context { config, flux, device, sampler, out, progress, stop };
-    let stages: Vec<StageSummary> = config
-        .run
-        .stages
-        .iter()
-        .map(|&stage| context.run(stage, &mut made, &mut log))
-        .collect::<Result<_>>()?;
+    environment::note_session(out)?;
+    let lines = resumed.as_ref().map_or((0, 0), |c| (c.record.log_lines, c.record.validation_lines));
+    let mut logs = Logs::open(out, lines)?;
+    let earlier: f64 = StageSummary::of_run(out)?.iter().map(|s| s.seconds).sum();
+    let validation = Validation::new(&sampler, config.run.validation_crops, config.run.eval_steps, &device)?;
+    let context = Context { config, flux, device, sampler, validation, out, progress, stop };
+    for &stage in config.run.stages.iter().filter(|s| !finished.contains(s)) {
+        let start = resumed.as_ref().filter(|c| c.stage == stage);
+        context.run(stage, start, &mut made, &mut logs)?;
+    }
     let pairs = context.sampler.held_out(config.run.eval_crops)?;
     let eval = evaluation(&context, made, &pairs)?;
     let summary = Summary {
-        stages,
+        stages: StageSummary::of_run(out)?,
         eval,
         held_out: names,
         peak_rss_mb: peak_rss_mb(),
-        wall_s: begun.elapsed().as_secs_f64(),
+        wall_s: earlier + begun.elapsed().as_secs_f64(),
         seed: config.run.seed,
         version: Summary::VERSION.to_owned(),
     };
-    summary.save(out.join("summary.json"))?;
+    summary.save(out.join(SUMMARY))?;
     Ok(summary)
+}
+
+/// Removes what killed writes left in a run and in its folders.
+fn remove_all_leftovers(out: &Path) -> Result<()> {
+    remove_leftovers(out)?;
+    let entries = std::fs::read_dir(out).map_err(Error::io(out))?;
+    entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()).try_for_each(|dir| remove_leftovers(&dir))
 }
 
 /// Refuses a run directory that holds a run.
 fn vacant(out: &Path) -> Result<()> {
-    if out.join("config.toml").exists() {
-        let detail = "there is a run already; choose another --out, or remove it";
+    if out.join(CONFIG).exists() {
+        let detail = "there is a run already; go on with it by --resume, choose another --out, or remove it";
         return Err(Error::Usage(format!("{}: {detail}", out.display())));
     }
     Ok(())
+}
+
+/// The checkpoint to go on from, now the newest of the run; `None` when the run was stopped before its first.
+fn resume(
+    config: &Config,
+    out: &Path,
+    chosen: Option<&Path>,
+    change_config: bool,
+    progress: &dyn Progress,
+) -> Result<Option<Checkpoint>> {
+    let stored = out.join(CONFIG);
+    if !stored.is_file() {
+        let detail = "holds no run to resume; leave --resume away to start one";
+        return Err(Error::Usage(format!("{} {detail}", out.display())));
+    }
+    let checkpoint = match chosen {
+        Some(path) => {
+            let folder = |p: &Path| p.canonicalize().map_err(Error::io(p));
+            if folder(path)?.parent() != Some(&folder(&out.join(CHECKPOINTS))?) {
+                let detail = format!("is no checkpoint of {}", out.display());
+                return Err(Error::Usage(format!("{} {detail}", path.display())));
+            }
+            Some(Checkpoint::open(path)?)
+        }
+        None => {
+            let mut damaged = None;
+            let found = Checkpoint::latest(out, |e| {
+                progress.say(&format!("warning: {e}"));
+                damaged.get_or_insert(e);
+            });
+            if let (None, Some(e)) = (&found, damaged) {
+                return Err(e);
+            }
+            found
+        }
+    };
+    let (origin, text) = match &checkpoint {
+        Some(c) => (c.path.clone(), c.record.config.clone()),
+        None => (stored.clone(), std::fs::read_to_string(&stored).map_err(Error::io(&stored))?),
+    };
+    let differences = Config::from_toml(&origin, &text)?.differences(config);
+    if !differences.is_empty() && !change_config {
+        return Err(Error::Usage(format!(
+            "{} was written under another configuration:\n  {}\nresume with the old values, or say --change-config",
+            origin.display(),
+            differences.join("\n  ")
+        )));
+    }
+    match &checkpoint {
+        Some(c) => {
+            progress.say(&format!("going on from {}", c.path.display()));
+            for moved in c.go_back(out)? {
+                progress.say(&format!("set aside: {}", moved.display()));
+            }
+            prune(out, config)?;
+        }
+        None => progress.say("there is no checkpoint yet: starting over"),
+    }
+    let summary = out.join(SUMMARY);
+    if summary.exists() {
+        std::fs::remove_file(&summary).map_err(Error::io(&summary))?;
+    }
+    Ok(checkpoint)
+}
+
+/// The stages a checkpoint has behind it.
+fn finished(config: &Config, checkpoint: Option<&Checkpoint>) -> Result<Vec<StageName>> {
+    let Some(c) = checkpoint else { return Ok(Vec::new()) };
+    let Some(at) = config.run.stages.iter().position(|&s| s == c.stage) else {
+        return Err(Error::Usage(format!(
+            "{} is of stage {}, which run.stages does not list",
+            c.path.display(),
+            c.record.stage
+        )));
+    };
+    let done = c.record.step >= config.stage(c.stage).steps;
+    Ok(config.run.stages[..at + usize::from(done)].to_vec())
+}
+
+/// What a stage leaves in the run directory.
+fn makes(stage: StageName) -> &'static str {
+    match stage {
+        StageName::Base => layout::BASE,
+        StageName::Sft => layout::SFT,
+        StageName::Adversary => layout::ADVERSARY,
+        StageName::Asdpo => layout::ASDPO,
+    }
+}
+
+/// Refuses to start where the run would not fit on the disk.
+fn room(config: &Config, flux: &FluxConfig, out: &Path) -> Result<()> {
+    let base: usize = flux.parameters().iter().map(|(_, s)| s.iter().product::<usize>()).sum();
+    let (mut most, mut kept, mut results, mut logs) = (0, 0, 0, 0);
+    for &stage in &config.run.stages {
+        let o = config.stage(stage);
+        let widths: usize = flux.lora_targets().iter().map(|(_, i, o)| i + o).sum();
+        let values = if stage == StageName::Base { base } else { o.rank * widths };
+        let one = checkpoint::size(values, o.ema > 0.0);
+        most = most.max(one);
+        kept += o.steps.checked_div(config.run.keep_every).unwrap_or(0) as u64 * one;
+        results += 4 * values as u64;
+        logs += 1000 * o.steps as u64;
+    }
+    // One more than are kept: the new one is there before an old one goes.
+    let bytes = (config.run.keep_last as u64 + 1) * most + kept + results + logs + (16 << 20);
+    expect_space(out, bytes, "this run", "lower run.keep_last or raise run.keep_every")
 }
 
 /// Refuses, before anything is trained or written, stages that build on what neither this run nor `run.from` makes.
@@ -143,19 +308,18 @@ fn stages_have_what_they_need(config: &Config, made: &Artifacts) -> Result<()> {
     let mut have: Vec<&str> = made.adapters.keys().map(String::as_str).collect();
     have.extend(made.base.is_some().then_some(layout::BASE));
     for &stage in &config.run.stages {
-        let (needs, makes): (&[&str], _) = match stage {
-            StageName::Base => (&[], layout::BASE),
-            StageName::Sft => (&[layout::BASE], layout::SFT),
-            StageName::Adversary => (&[layout::BASE], layout::ADVERSARY),
+        let needs: &[&str] = match stage {
+            StageName::Base => &[],
+            StageName::Sft | StageName::Adversary => &[layout::BASE],
             StageName::Asdpo if config.preference.adversary == Adversary::Lora => {
-                (&[layout::BASE, layout::SFT, layout::ADVERSARY], layout::ASDPO)
+                &[layout::BASE, layout::SFT, layout::ADVERSARY]
             }
-            StageName::Asdpo => (&[layout::BASE, layout::SFT], layout::ASDPO),
+            StageName::Asdpo => &[layout::BASE, layout::SFT],
         };
         if let Some(lacking) = needs.iter().find(|n| !have.contains(n)) {
             return Err(missing(stage, lacking));
         }
-        have.push(makes);
+        have.push(makes(stage));
     }
     Ok(())
 }
@@ -176,6 +340,10 @@ fn evaluation(context: &Context, made: Artifacts, pairs: &[EvalPair]) -> Result<
     let restore = |model: &Model| -> Result<Vec<Image>> {
         let mut all = Vec::new();
         for group in pairs.chunks(EVAL_BATCH) {
+            if context.stop.load(Ordering::Relaxed) {
+                let saved = format!("training is saved; go on with --resume --out {}", context.out.display());
+                return Err(Error::Interrupted { stage: "evaluation".to_owned(), step: all.len(), saved });
+            }
             let lq: Vec<Image> = group.iter().map(|p| p.lq.clone()).collect();
             let corners = vec![(0, 0); lq.len()];
             all.extend(model.restore(&lq, &corners, context.config.run.eval_steps, &context.device)?);

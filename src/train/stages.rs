@@ -1,40 +1,40 @@
-//! The four stages, each alone or chained: `base` (all weights), `sft`, `adversary` and `asdpo` (one adapter each).
+//! The four stages, each alone or chained: `base` (all weights), `sft`, `adversary` and `asdpo` (one adapter each): what
+//! each trains, on top of what, and one micro-batch of it.
 //!
-//! A batch, its noise and its noise levels are pure functions of (seed, stage, step).
+//! A batch, its noise and its noise levels are pure functions of (seed, stage, micro-batch).
 
 use super::config::Config;
 use super::init::{self, AInit};
-use super::log::{JsonlLog, StageSummary};
+use super::log::StageSummary;
+use super::monitor::Coefficients;
 use super::objective::{
     Adversary, AsDpo, Mode, Outcome, Pairs, Policies, Text, as_dpo, flow_matching, riesz_perturbation,
 };
-use super::options::{LoserNoise, Named, StageName, StageOptions};
+use super::options::{LoserNoise, Named, StageName};
+use super::validation::Validation;
 use crate::autograd::{ParamSet, Tape, Var};
 use crate::data::{Batch, Degradation, Sampler};
 use crate::engine::{Device, Philox, Tensor};
 use crate::flux::config::FluxConfig;
-use crate::flux::lora::{AdapterFile, LoraModule};
+use crate::flux::lora::AdapterFile;
 use crate::flux::params::{Adapter, Weights};
 use crate::flux::schedule::{logit_normal, sigma_of};
 use crate::flux::transformer::Flux;
-use crate::flux::weights::{Folder, write_safetensors};
+use crate::flux::weights::Folder;
 use crate::infer::model::layout;
 use crate::losses::flow_matching::noised;
 use crate::losses::riesz::Riesz;
 use crate::ops::AdapterSet;
-use crate::ops::adamw::{AdamW, clip_factor};
 use crate::ops::patch::Pack;
 use crate::{Error, Result};
-use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::AtomicBool;
 
 /// Is told how a run goes; the command line draws bars from it.
 pub trait Progress {
-    /// A stage begins.
-    fn stage(&self, name: &str, steps: usize);
+    /// A stage of `steps` begins, or goes on after `done` of them.
+    fn stage(&self, name: &str, steps: usize, done: usize);
     /// A step is done: its loss, and samples per second so far.
     fn step(&self, loss: f64, samples_per_s: f64);
     /// The stage is over.
@@ -53,6 +53,8 @@ pub struct Context<'r> {
     pub device: Device,
     /// Training pairs.
     pub sampler: Sampler,
+    /// Held-out images, for a look during training.
+    pub validation: Validation,
     /// The run directory.
     pub out: &'r Path,
     /// Watches.
@@ -68,6 +70,8 @@ pub struct Artifacts {
     pub base: Option<Weights>,
     /// Finished adapters by name.
     pub adapters: BTreeMap<String, AdapterFile>,
+    /// SHA-256 of every file this run made of them, by its path in the run directory.
+    pub files: BTreeMap<String, String>,
 }
 
 /// Uses of noise within a stage, each a Philox stream of its own.
@@ -83,109 +87,162 @@ enum Use {
 const COSINE_EVERY: usize = 20;
 
 /// What one micro-batch gave: its loss and what to log beside it.
-struct Step {
-    loss: f32,
-    fields: Map<String, Value>,
+pub(super) struct Micro {
+    pub loss: f32,
+    pub fields: Vec<(&'static str, f64)>,
+    pub preference: Option<Coefficients>,
 }
 
-impl<'r> Context<'r> {
-    /// Runs `stage`, saves what it made, and adds it to `made`.
-    pub fn run(&self, stage: StageName, made: &mut Artifacts, log: &mut JsonlLog) -> Result<StageSummary> {
-        match stage {
-            StageName::Base => self.base(made, log),
-            StageName::Sft => self.flow_adapter(stage, layout::SFT, AInit::Uniform, made, log),
-            StageName::Adversary => self.flow_adapter(stage, layout::ADVERSARY, AInit::Gaussian, made, log),
-            StageName::Asdpo => self.asdpo(made, log),
+/// A stage about to be trained: what is trained, and what it stands on.
+pub(super) struct Plan {
+    pub stage: StageName,
+    /// Name of the trained adapter; `None`: the base itself is trained.
+    pub adapter: Option<&'static str>,
+    /// The frozen base the adapter stands on.
+    base: Option<Weights>,
+    /// Frozen adapters under the trained one.
+    below: Vec<AdapterFile>,
+    /// The frozen adversary of the preference stage.
+    beside: Option<AdapterFile>,
+    /// The stage's own training pairs, where it shifts the degradation.
+    sampler: Option<Sampler>,
+}
+
+impl Plan {
+    /// The weights and adapters of the policy, and where its trained parts are views of `params`: drop them before the
+    /// optimizer writes. Adapters: those below, the trained one, the adversary.
+    pub fn model(&self, config: &Config, params: &ParamSet) -> Result<(Weights, Vec<Adapter>)> {
+        let weights = self.base.clone().unwrap_or_else(|| Weights::trainable(params));
+        let mut adapters: Vec<Adapter> = self.below.iter().map(|f| Adapter::frozen(f, 1.0)).collect();
+        if let Some(name) = self.adapter {
+            let o = config.stage(self.stage);
+            adapters.push(Adapter::trainable(name, o.alpha / o.rank as f32, params)?);
+        }
+        adapters.extend(self.beside.iter().map(|f| Adapter::frozen(f, 1.0)));
+        Ok((weights, adapters))
+    }
+
+    /// The adapters of the policy, as indices into those of [`Plan::model`].
+    pub fn policy(&self) -> Vec<usize> {
+        (0..self.below.len() + usize::from(self.adapter.is_some())).collect()
+    }
+
+    /// May weight decay apply to each parameter? To matrices.
+    pub fn decays(&self, params: &ParamSet) -> Vec<bool> {
+        (0..params.names().len()).map(|i| params.shape(i).len() == 2).collect()
+    }
+}
+
+impl Context<'_> {
+    /// What `stage` trains, on top of what `made` holds.
+    pub(super) fn plan(&self, stage: StageName, made: &Artifacts) -> Result<Plan> {
+        let find = |name: &str| made.adapters.get(name).cloned().ok_or_else(|| missing(stage, name));
+        let base = || made.base.clone().ok_or_else(|| missing(stage, layout::BASE));
+        let plan = Plan { stage, adapter: None, base: None, below: Vec::new(), beside: None, sampler: None };
+        Ok(match stage {
+            StageName::Base => plan,
+            StageName::Sft => Plan {
+                adapter: Some(layout::SFT),
+                base: Some(base()?),
+                sampler: self.shifted_sampler()?,
+                ..plan
+            },
+            StageName::Adversary => Plan {
+                adapter: Some(layout::ADVERSARY),
+                base: Some(base()?),
+                below: made.adapters.get(layout::SFT).cloned().into_iter().collect(),
+                ..plan
+            },
+            StageName::Asdpo => Plan {
+                adapter: Some(layout::ASDPO),
+                base: Some(base()?),
+                below: vec![find(layout::SFT)?],
+                beside: match self.config.preference.adversary {
+                    Adversary::Lora => Some(find(layout::ADVERSARY)?),
+                    _ => None,
+                },
+                ..plan
+            },
+        })
+    }
+
+    /// Fresh parameters of `plan`.
+    pub(super) fn parameters(&self, plan: &Plan) -> Result<ParamSet> {
+        let (o, seed) = (self.config.stage(plan.stage), self.config.run.seed);
+        let init = if plan.stage == StageName::Adversary { AInit::Gaussian } else { AInit::Uniform };
+        let mut params = match plan.adapter {
+            None => init::base(&self.flux, seed, &self.device)?,
+            Some(name) => init::adapter(&self.flux, name, o, init, seed, &self.device)?,
+        };
+        if o.ema > 0.0 {
+            params.keep_average(&self.device, o.ema);
+        }
+        Ok(params)
+    }
+
+    /// Forward and backward of micro-batch `index`; adds its gradients to `params`.
+    pub(super) fn micro(&self, plan: &Plan, params: &mut ParamSet, index: u64, beta: f32) -> Result<Micro> {
+        match plan.stage {
+            StageName::Asdpo => self.preference(plan, params, index, beta),
+            _ => self.flow(plan, params, index),
         }
     }
 
-    fn base(&self, made: &mut Artifacts, log: &mut JsonlLog) -> Result<StageSummary> {
-        let mut params = init::base(&self.flux, self.config.run.seed, &self.device)?;
-        let o = &self.config.base;
-        let matrices: Vec<bool> = (0..params.names().len()).map(|i| params.shape(i).len() == 2).collect();
-        let summary = self.train(StageName::Base, &mut params, &matrices, log, |params, step| {
-            let batch = self.sampler.batch(StageName::Base as u64, step, o.batch, false)?;
-            let weights = Weights::trainable(params);
-            self.flow_step(StageName::Base, params, &weights, &[], &batch, &batch.hq, step)
-        })?;
-        let dir = self.out.join(layout::BASE);
-        std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
-        let tensors: Vec<(String, Tensor)> =
-            params.names().iter().enumerate().map(|(i, n)| (n.clone(), params.master(i))).collect();
-        write_safetensors(dir.join("diffusion_pytorch_model.safetensors"), &BTreeMap::new(), &tensors)?;
-        self.flux.save(&dir)?;
-        made.base = Some(Weights::frozen(&self.device, &params)?);
-        Ok(summary)
+    /// Flow matching towards HQ, or the bad upscaler's output for the adversary.
+    fn flow(&self, plan: &Plan, params: &mut ParamSet, index: u64) -> Result<Micro> {
+        let o = self.config.stage(plan.stage);
+        let sampler = plan.sampler.as_ref().unwrap_or(&self.sampler);
+        let towards_bad = plan.stage == StageName::Adversary;
+        let batch = sampler.batch(plan.stage as u64, index, o.batch, towards_bad)?;
+        let x = self.planes(&batch, batch.bad.as_ref().unwrap_or(&batch.hq))?;
+        let cond = self.tokens(&batch, &batch.cond)?;
+        let noise = self.noise(plan.stage, Use::Winner, index, x.shape());
+        let sigma = self.sigmas(plan.stage, Use::SigmaWinner, index, batch.batch);
+        let (weights, adapters) = plan.model(self.config, params)?;
+        let flux = Flux { config: &self.flux, weights: &weights, adapters: &adapters };
+        let set = AdapterSet::uniform(plan.policy(), batch.batch);
+        let mode = Mode { text: Text::Collapsed, recompute: o.recompute };
+        let tape = Tape::new(params.leaves());
+        let loss = flow_matching(&flux, &tape, &x, &cond, &noise, &sigma, set, mode)?;
+        tape.backward(&loss, None)?;
+        params.take_back(tape.into_leaves());
+        Ok(Micro { loss: loss.value().item(), fields: Vec::new(), preference: None })
     }
 
-    /// Stages whose adapter learns by flow matching: `sft` towards HQ, `adversary` towards a bad upscaler's output.
-    fn flow_adapter(
-        &self,
-        stage: StageName,
-        name: &str,
-        init: AInit,
-        made: &mut Artifacts,
-        log: &mut JsonlLog,
-    ) -> Result<StageSummary> {
-        let o = self.config.stage(stage);
-        let base = made.base.as_ref().ok_or_else(|| missing(stage, layout::BASE))?;
-        let mut params = init::adapter(&self.flux, name, o, init, self.config.run.seed, &self.device)?;
-        let decay = vec![true; params.names().len()];
-        let shifted = self.shifted_sampler(stage)?;
-        let sampler = shifted.as_ref().unwrap_or(&self.sampler);
-        let towards_bad = stage == StageName::Adversary;
-        let below: Vec<&AdapterFile> =
-            made.adapters.get(layout::SFT).filter(|_| towards_bad).into_iter().collect();
-        let summary = self.train(stage, &mut params, &decay, log, |params, step| {
-            let batch = sampler.batch(stage as u64, step, o.batch, towards_bad)?;
-            let mut adapters: Vec<Adapter> = below.iter().map(|f| Adapter::frozen(f, 1.0)).collect();
-            adapters.push(Adapter::trainable(name, o.alpha / o.rank as f32, params)?);
-            let target = batch.bad.as_ref().unwrap_or(&batch.hq);
-            self.flow_step(stage, params, base, &adapters, &batch, target, step)
-        })?;
-        self.finish_adapter(name, o, &params, made)?;
-        Ok(summary)
-    }
-
-    fn asdpo(&self, made: &mut Artifacts, log: &mut JsonlLog) -> Result<StageSummary> {
-        let stage = StageName::Asdpo;
+    fn preference(&self, plan: &Plan, params: &mut ParamSet, index: u64, beta: f32) -> Result<Micro> {
         let (o, p) = (&self.config.asdpo, &self.config.preference);
-        let objective = AsDpo::new(p.metric(), p.beta, p.lambda, p.adversary, p.rho);
-        let base = made.base.as_ref().ok_or_else(|| missing(stage, layout::BASE))?;
-        let find = |name: &str| made.adapters.get(name).ok_or_else(|| missing(stage, name));
-        let sft = find(layout::SFT)?;
-        let adv = if p.adversary == Adversary::Lora { Some(find(layout::ADVERSARY)?) } else { None };
-        let mut params =
-            init::adapter(&self.flux, layout::ASDPO, o, AInit::Uniform, self.config.run.seed, &self.device)?;
-        let decay = vec![true; params.names().len()];
+        let objective = AsDpo {
+            loser_weight: p.loser_weight,
+            anchor: p.anchor,
+            sft_mix: p.sft_mix,
+            ..AsDpo::new(p.metric(), beta, p.lambda, p.adversary, p.rho)
+        };
         let policies = Policies { policy: vec![0, 1], reference: vec![0], adversary: vec![0, 2] };
         let mode = Mode { text: Text::Collapsed, recompute: o.recompute };
-        let summary = self.train(stage, &mut params, &decay, log, |params, step| {
-            let batch = self.sampler.batch(stage as u64, step, o.batch, false)?;
-            let pairs = self.pairs(&batch, step)?;
-            let mut adapters = vec![
-                Adapter::frozen(sft, 1.0),
-                Adapter::trainable(layout::ASDPO, o.alpha / o.rank as f32, params)?,
-            ];
-            adapters.extend(adv.map(|f| Adapter::frozen(f, 1.0)));
-            let flux = Flux { config: &self.flux, weights: base, adapters: &adapters };
-            let tape = objective.tape(o.batch, params.leaves());
-            let out = as_dpo(&flux, &tape, &objective, &policies, &pairs, mode)?;
-            tape.backward(&out.loss, None)?;
-            params.take_back(tape.into_leaves());
-            let loss = out.loss.value().item();
-            if step == 0 {
-                first_step_is_ln2(loss, objective.streams() - 1)?;
-            }
-            let mut fields = stats_fields(&out);
-            if p.adversary == Adversary::Lora && step.is_multiple_of(COSINE_EVERY as u64) {
-                let cosine = self.riesz_cosine(&flux, &objective, &policies, &pairs, &out, mode)?;
-                fields.insert("riesz_cosine".into(), cosine.into());
-            }
-            Ok(Step { loss, fields })
-        })?;
-        self.finish_adapter(layout::ASDPO, o, &params, made)?;
-        Ok(summary)
+        let batch = self.sampler.batch(plan.stage as u64, index, o.batch, false)?;
+        let pairs = self.pairs(&batch, index)?;
+        let (weights, adapters) = plan.model(self.config, params)?;
+        let flux = Flux { config: &self.flux, weights: &weights, adapters: &adapters };
+        let tape = objective.tape(o.batch, params.leaves());
+        let out = as_dpo(&flux, &tape, &objective, &policies, &pairs, mode)?;
+        tape.backward(&out.loss, None)?;
+        params.take_back(tape.into_leaves());
+        if params.updates == 0 {
+            first_step_is_ln2(
+                out.stats.loss_data + out.stats.loss_adv.unwrap_or(0.0),
+                objective.streams() - 1,
+            )?;
+        }
+        let mut fields = stats_fields(&out);
+        if p.auto_beta > 0.0 {
+            fields.push(("beta", f64::from(beta)));
+        }
+        if p.adversary == Adversary::Lora && index.is_multiple_of(COSINE_EVERY as u64) {
+            let cosine = self.riesz_cosine(&flux, &objective, &policies, &pairs, &out, mode)?;
+            fields.push(("riesz_cosine", f64::from(cosine)));
+        }
+        let preference = Some(Coefficients::of(&out.stats));
+        Ok(Micro { loss: out.loss.value().item(), fields, preference })
     }
 
     /// Mean H^s cosine between the LoRA adversary's perturbation of the winner and the Riesz direction.
@@ -206,33 +263,6 @@ impl<'r> Context<'r> {
         crate::engine::simd::axpy(-1.0, pairs.winner.f32(), moved.f32_mut());
         let cosines = Riesz::new(objective.metric.s).cosine(&moved, &best)?;
         Ok(cosines.iter().sum::<f32>() / cosines.len().max(1) as f32)
-    }
-
-    /// One flow-matching forward and backward of the whole batch towards `target` latents.
-    #[allow(clippy::too_many_arguments, reason = "stage, model, data and where gradients go")]
-    fn flow_step(
-        &self,
-        stage: StageName,
-        params: &mut ParamSet,
-        weights: &Weights,
-        adapters: &[Adapter],
-        batch: &Batch,
-        target: &[f32],
-        step: u64,
-    ) -> Result<Step> {
-        let o = self.config.stage(stage);
-        let x = self.planes(batch, target)?;
-        let cond = self.tokens(batch, &batch.cond)?;
-        let noise = self.noise(stage, Use::Winner, step, x.shape());
-        let sigma = self.sigmas(stage, Use::SigmaWinner, step, batch.batch);
-        let flux = Flux { config: &self.flux, weights, adapters };
-        let set = AdapterSet::uniform((0..adapters.len()).collect(), batch.batch);
-        let mode = Mode { text: Text::Collapsed, recompute: o.recompute };
-        let tape = Tape::new(params.leaves());
-        let loss = flow_matching(&flux, &tape, &x, &cond, &noise, &sigma, set, mode)?;
-        tape.backward(&loss, None)?;
-        params.take_back(tape.into_leaves());
-        Ok(Step { loss: loss.value().item(), fields: Map::new() })
     }
 
     fn pairs(&self, batch: &Batch, step: u64) -> Result<Pairs> {
@@ -279,10 +309,10 @@ impl<'r> Context<'r> {
         n.into_iter().map(|n| sigma_of(logit_normal(n))).collect()
     }
 
-    /// The sampler of a stage that shifts the degradation, if this one does.
-    fn shifted_sampler(&self, stage: StageName) -> Result<Option<Sampler>> {
+    /// The training pairs of the super-resolution stage, if it shifts the degradation.
+    fn shifted_sampler(&self) -> Result<Option<Sampler>> {
         let s = &self.config.sft_data;
-        if stage != StageName::Sft || (s.blur_max == 0.0 && s.noise_max == 0.0) {
+        if s.blur_max == 0.0 && s.noise_max == 0.0 {
             return Ok(None);
         }
         let mut d: Degradation = self.sampler.degradation().clone();
@@ -294,113 +324,21 @@ impl<'r> Context<'r> {
         }
         Ok(Some(self.sampler.with_degradation(d)?))
     }
-
-    /// Keeps a finished adapter: in `made`, and on disk.
-    fn finish_adapter(
-        &self,
-        name: &str,
-        o: &StageOptions,
-        params: &ParamSet,
-        made: &mut Artifacts,
-    ) -> Result<()> {
-        let mut modules = BTreeMap::new();
-        let copy = |full: &str| -> Result<Tensor> {
-            let id =
-                params.find(full).ok_or_else(|| Error::Usage(format!("there is no parameter {full}")))?;
-            let t = params.master(id.0);
-            Tensor::from_slice(&self.device, t.shape(), t.f32())
-        };
-        for (module, ..) in self.flux.lora_targets() {
-            let (a, b) = (
-                copy(&format!("{name}.{module}.lora_A.weight"))?,
-                copy(&format!("{name}.{module}.lora_B.weight"))?,
-            );
-            modules.insert(module, LoraModule { a, b, alpha: o.alpha });
-        }
-        let file = AdapterFile {
-            name: name.to_owned(),
-            modules,
-            lq_resize: Some(self.config.data.lq_resize.name().to_owned()),
-            metadata: BTreeMap::new(),
-        };
-        file.save(self.out.join(name))?;
-        made.adapters.insert(name.to_owned(), file);
-        Ok(())
-    }
-
-    /// The optimizer loop of a stage. `micro(params, index)` adds the gradients of micro-batch `index` to `params`.
-    fn train(
-        &self,
-        stage: StageName,
-        params: &mut ParamSet,
-        decay: &[bool],
-        log: &mut JsonlLog,
-        mut micro: impl FnMut(&mut ParamSet, u64) -> Result<Step>,
-    ) -> Result<StageSummary> {
-        let o = self.config.stage(stage);
-        let opt = AdamW { beta1: o.beta1, beta2: o.beta2, eps: o.eps, weight_decay: o.weight_decay };
-        let name = stage.name();
-        self.progress.stage(name, o.steps);
-        let begun = Instant::now();
-        let (mut first, mut last) = (f64::NAN, f64::NAN);
-        for step in 0..o.steps {
-            let (mut loss, mut fields) = (0.0, Map::new());
-            for k in 0..o.accumulation {
-                let done = micro(params, (step * o.accumulation + k) as u64)?;
-                loss += f64::from(done.loss) / o.accumulation as f64;
-                fields = done.fields;
-            }
-            let share = 1.0 / o.accumulation as f32;
-            let norm = params.grad_norm() * share;
-            if !loss.is_finite() || !norm.is_finite() {
-                let (tensor, value) = match params.non_finite() {
-                    Some((name, value)) => (format!("the gradient of {name}"), value),
-                    None => ("the loss".to_owned(), loss as f32),
-                };
-                return Err(Error::NonFinite { stage: name.to_owned(), step, tensor, value });
-            }
-            let lr = o.schedule.lr(f64::from(o.lr), step, o.warmup, o.steps) as f32;
-            params.step(&opt, lr, clip_factor(norm, o.clip) * share, |i| decay[i]);
-            params.reset_grads();
-            if step == 0 {
-                first = loss;
-            }
-            last = loss;
-            let rate = ((step + 1) * o.batch * o.accumulation) as f64 / begun.elapsed().as_secs_f64();
-            let mut line = json!({ "stage": name, "step": step, "loss": loss, "lr": lr, "grad_norm": norm, "samples_per_s": rate });
-            if let Some(object) = line.as_object_mut() {
-                object.extend(fields);
-            }
-            log.write(&line)?;
-            self.progress.step(loss, rate);
-            if self.stop.load(Ordering::Relaxed) {
-                let saved = "finished stages are kept in the run directory".to_owned();
-                return Err(Error::Interrupted { stage: name.to_owned(), step, saved });
-            }
-        }
-        let summary = StageSummary {
-            name: name.to_owned(),
-            steps: o.steps,
-            seconds: begun.elapsed().as_secs_f64(),
-            first_loss: first,
-            last_loss: last,
-        };
-        self.progress.done(&summary);
-        Ok(summary)
-    }
 }
 
 impl Artifacts {
-    /// Adds what an earlier run directory holds.
-    pub fn load(&mut self, run: &Path, config: &FluxConfig, device: &Device) -> Result<()> {
-        let base = run.join(layout::BASE);
-        let stored = FluxConfig::load(&base)?;
-        if &stored != config {
-            let detail = format!("its model is {stored:?}, the options ask for {config:?}");
-            return Err(Error::format(base.join("config.json"), detail));
+    /// Adds what an earlier run directory holds, of `names` (see [`layout`]).
+    pub fn load(&mut self, run: &Path, names: &[&str], config: &FluxConfig, device: &Device) -> Result<()> {
+        if names.contains(&layout::BASE) {
+            let base = run.join(layout::BASE);
+            let stored = FluxConfig::load(&base)?;
+            if &stored != config {
+                let detail = format!("its model is {stored:?}, the options ask for {config:?}");
+                return Err(Error::format(base.join("config.json"), detail));
+            }
+            self.base = Some(Weights::load(&Folder::open(&base)?, config, device)?);
         }
-        self.base = Some(Weights::load(&Folder::open(&base)?, config, device)?);
-        for name in [layout::SFT, layout::ADVERSARY, layout::ASDPO] {
+        for &name in names.iter().filter(|n| **n != layout::BASE) {
             let dir = run.join(name);
             if dir.is_dir() {
                 let file = AdapterFile::load(&dir, device)?;
@@ -431,19 +369,23 @@ fn first_step_is_ln2(loss: f32, losers: usize) -> Result<()> {
     Err(Error::shape("asdpo", detail))
 }
 
-fn stats_fields(out: &Outcome) -> Map<String, Value> {
+fn stats_fields(out: &Outcome) -> Vec<(&'static str, f64)> {
     let s = &out.stats;
-    let mut m = Map::new();
-    m.insert("loss_data".into(), s.loss_data.into());
+    let wide = f64::from;
+    let mut fields = vec![("loss_data", wide(s.loss_data))];
     if let (Some(loss), Some(gap)) = (s.loss_adv, s.gap_a) {
-        m.insert("loss_adv".into(), loss.into());
-        m.insert("gap_adv".into(), gap.into());
+        fields.extend([("loss_adv", wide(loss)), ("gap_adv", wide(gap))]);
     }
-    m.insert("gap_winner".into(), s.gap_w.into());
-    m.insert("gap_loser".into(), s.gap_l.into());
-    m.insert("margin".into(), s.margin.into());
-    m.insert("implicit_accuracy".into(), s.implicit_accuracy.into());
-    m.insert("coefficient".into(), s.mean_coefficient.into());
-    m.insert("negative_margins".into(), s.negative_margin_share.into());
-    m
+    fields.extend([
+        ("gap_winner", wide(s.gap_w)),
+        ("gap_loser", wide(s.gap_l)),
+        ("margin", wide(s.margin)),
+        ("implicit_accuracy", wide(s.implicit_accuracy)),
+        ("coefficient", wide(s.mean_coefficient)),
+        ("negative_margins", wide(s.negative_margin_share)),
+    ]);
+    if let Some((anchor, winner)) = out.held {
+        fields.extend([("anchor_error", anchor), ("winner_error", winner)]);
+    }
+    fields
 }

@@ -26,6 +26,18 @@ pub fn binary() -> Result<Command, String> {
     Ok(command)
 }
 
+/// Flags of the one build with every test hook in it: `mutate` and `soak` share it.
+const HOOKED: [&str; 4] = ["test", "--release", "--features=mutate,faults", "--test=mutate"];
+
+/// A copy of the engine's command line with faults on demand.
+pub fn faulty_binary() -> Result<PathBuf, String> {
+    cargo(&[&HOOKED[..], &["--no-run"]].concat())?;
+    let copy = target().join("release/asasr-engine-faults");
+    let built = target().join("release/asasr-engine");
+    std::fs::copy(&built, &copy).map_err(|e| format!("{}: {e}", built.display()))?;
+    Ok(copy)
+}
+
 /// Prints the command, runs it, and wants exit code 0.
 pub fn run(command: &mut Command) -> Result<(), String> {
     let line = line(command);
@@ -99,7 +111,7 @@ pub fn verify() -> Result<(), String> {
 
 /// The table op × input; the test fails on a miss.
 pub fn mutate() -> Result<(), String> {
-    cargo(&["test", "--release", "--features=mutate", "--test=mutate", "--", "--nocapture"])
+    cargo(&[&HOOKED[..], &["--", "--nocapture"]].concat())
 }
 
 /// Has the test that compares docs/options.md with the options write it instead.

@@ -2,6 +2,7 @@
 
 mod checks;
 mod smoke;
+mod soak;
 mod steps;
 
 use clap::{Parser, Subcommand};
@@ -25,7 +26,16 @@ enum Command {
     },
     /// Make each gradient of each op wrong by one percent, one at a time, and show that gradcheck fails every time
     Mutate,
-    /// Write docs/options.md anew from the options' definitions
+    /// Kill a training run at random moments, resume it, and want the files of an undisturbed one
+    Soak {
+        /// Kills in all
+        #[arg(long, default_value_t = 20)]
+        kill: usize,
+        /// Which moments
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Write docs/options.md and asasr.example.toml anew from the options' definitions
     Docs,
 }
 
@@ -33,6 +43,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Test { only } => steps::run(&only),
         Command::Mutate => checks::mutate(),
+        Command::Soak { kill, seed } => soak::run(kill, seed),
         Command::Docs => checks::write_docs(),
     };
     match outcome {

@@ -3,7 +3,7 @@
 //! Everything that runs is built in the release profile, so that dependencies are compiled once; clippy, the library
 //! alone and the documentation only type-check, and share those results.
 
-use crate::{checks, smoke};
+use crate::{checks, smoke, soak};
 use std::time::{Duration, Instant};
 
 type Outcome = Result<(), String>;
@@ -11,7 +11,7 @@ type Outcome = Result<(), String>;
 /// Name, what it shows, how.
 type Step = (&'static str, &'static str, fn() -> Outcome);
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     ("fmt", "the code is formatted", checks::fmt),
     ("clippy", "no warning in any target with any feature", checks::clippy),
     ("lib", "the library alone compiles", checks::library),
@@ -20,6 +20,7 @@ const STEPS: [Step; 9] = [
     ("test", "unit, integration and documentation tests", checks::test),
     ("verify", "golden vectors of the reference", checks::verify),
     ("smoke", "a short training run; same bits on 1 and 2 threads", smoke::run),
+    ("soak", "a killed and resumed run ends with the same bytes", || soak::run(3, 1)),
     ("mutate", "gradcheck catches every wrong gradient", checks::mutate),
 ];
 

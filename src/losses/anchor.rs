@@ -1,0 +1,139 @@
+//! What holds a preference policy back, added to its loss: an anchor to the reference, and flow matching on the winners.
+//!
+//! ```text
+//! v [≥n, …], v_ref [n, …], target [n, …], loss [] → loss + ω_a·mean_n |v − v_ref|² + ω_m·mean_b |v − target|²
+//! ```
+//! The second mean is over the first b samples, the winners. `|·|²` is the mean square of a sample. Saves the gradient
+//! in v: `2/N·(ω_a/n·(v − v_ref) + [sample < b]·ω_m/b·(v − target))`, N values per sample. Differentiable in v and in
+//! the loss.
+
+use crate::engine::{Tensor, simd};
+use crate::ops::{Op, Save, Slot};
+use crate::{Error, Result};
+use rayon::prelude::*;
+
+const NAME: &str = "anchor";
+
+/// The weights; inputs v, v_ref, target, loss; one output, a scalar.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Anchor {
+    /// ω_a: weight of the distance to the reference.
+    pub reference: f32,
+    /// ω_m: weight of flow matching on the winners.
+    pub flow_matching: f32,
+    /// b: how many samples, from the first, are winners.
+    pub winners: usize,
+}
+
+impl Anchor {
+    /// The two means: distance of all samples to the reference, and of the winners to their targets.
+    pub fn errors(&self, v: &Tensor, v_ref: &Tensor, target: &Tensor) -> (f64, f64) {
+        let n = v_ref.len();
+        let winners = self.winners * v_ref.stride0();
+        let mean = |a: &[f32], b: &[f32]| {
+            let each = v_ref.stride0().max(1);
+            let of = |(a, b): (&[f32], &[f32])| {
+                a.iter().zip(b).map(|(a, b)| f64::from(a - b) * f64::from(a - b)).sum::<f64>()
+            };
+            let sums: Vec<f64> = a.par_chunks(each).zip(b.par_chunks(each)).map(of).collect();
+            sums.iter().sum::<f64>() / a.len() as f64
+        };
+        let (v, target) = (v.f32(), target.f32());
+        (mean(&v[..n], v_ref.f32()), mean(&v[..winners], &target[..winners]))
+    }
+}
+
+impl Op for Anchor {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+    fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
+        let &[v, v_ref, target, loss] = inputs else {
+            return Err(Error::shape(NAME, format!("{} inputs were given, 4 are wanted", inputs.len())));
+        };
+        let (n, shape) = (v_ref.shape().first().copied().unwrap_or(0), v.shape());
+        let fits = shape.len() > 1 && shape[0] >= n && shape[1..] == v_ref.shape()[1..];
+        if !fits || v_ref.shape() != target.shape() || !(1..=n).contains(&self.winners) {
+            return Err(Error::shape(
+                NAME,
+                format!(
+                    "v {shape:?}, v_ref {:?} and target {:?} of {} winners do not fit each other",
+                    v_ref.shape(),
+                    target.shape(),
+                    self.winners
+                ),
+            ));
+        }
+        let (anchor, mix) = self.errors(v, v_ref, target);
+        let mut gradient = Tensor::empty(v.device(), v_ref.shape());
+        let each = v_ref.stride0();
+        let a = 2.0 * self.reference / (n * each) as f32;
+        let m = 2.0 * self.flow_matching / (self.winners * each) as f32;
+        let rows = gradient.f32_mut().par_chunks_mut(each).enumerate();
+        rows.for_each(|(i, g)| {
+            let [v, r, t] = [v, v_ref, target].map(|x| &x.f32()[i * each..][..each]);
+            let m = if i < self.winners { m } else { 0.0 };
+            for (k, g) in g.iter_mut().enumerate() {
+                *g = a * (v[k] - r[k]) + m * (v[k] - t[k]);
+            }
+        });
+        save.keep(&gradient);
+        let held = f64::from(self.reference) * anchor + f64::from(self.flow_matching) * mix;
+        Ok(vec![Tensor::scalar(v.device(), (f64::from(loss.item()) + held) as f32)])
+    }
+    fn backward(
+        &self,
+        saved: &[Tensor],
+        grads: &[Option<&Tensor>],
+        slots: &mut [Option<Slot>],
+    ) -> Result<()> {
+        let Some(dy) = grads[0] else { return Ok(()) };
+        if let Some(slot) = &mut slots[0] {
+            simd::axpy(dy.item(), saved[0].f32(), &mut slot.adding()[..saved[0].len()]);
+        }
+        if let Some(slot) = &mut slots[3] {
+            slot.put(dy.f32());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::gradcheck::{TOLERANCE, check};
+    use crate::engine::Device;
+    use crate::ops::random;
+
+    fn inputs(n: usize, more: usize) -> [Tensor; 4] {
+        let d = Device::cpu_poisoned();
+        let planes = |n: usize, seed| random(&d, &[n, 2, 3, 2], seed, 1.0);
+        [planes(n + more, 1), planes(n, 2), planes(n, 3), Tensor::scalar(&d, 0.7)]
+    }
+
+    #[test]
+    fn gradient_agrees_with_finite_differences() {
+        for (winners, reference, flow_matching) in [(1, 0.5, 0.25), (2, 0.0, 1.5), (3, 2.0, 0.0)] {
+            let op: Box<dyn Op> = Box::new(Anchor { reference, flow_matching, winners });
+            for f in check(&op, &inputs(3, 0), &[true, false, false, true], 3).unwrap() {
+                println!("{winners} winners, {reference}, {flow_matching}: {:.1e}", f.error);
+                assert!(f.error < TOLERANCE, "{f:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn follows_its_formula_on_a_batch_with_the_reference_behind() {
+        let op = Anchor { reference: 0.5, flow_matching: 2.0, winners: 2 };
+        let t = inputs(3, 3);
+        let out = op.forward(&t.each_ref(), &mut Save::nothing()).unwrap()[0].item();
+        let square = |a: &Tensor, b: &Tensor, n: usize| -> f64 {
+            (0..n * 12).map(|i| f64::from(a.f32()[i] - b.f32()[i]).powi(2)).sum::<f64>() / (n * 12) as f64
+        };
+        let want = f64::from(0.7f32) + 0.5 * square(&t[0], &t[1], 3) + 2.0 * square(&t[0], &t[2], 2);
+        assert!((f64::from(out) - want).abs() < 1e-6, "{out} {want}");
+        let e =
+            Anchor { winners: 4, ..op }.forward(&t.each_ref(), &mut Save::nothing()).unwrap_err().to_string();
+        assert!(e.contains("4 winners"), "{e}");
+    }
+}

@@ -1,0 +1,197 @@
+//! A look at held-out images during training: always the same crops, the same noise and the same noise levels, through
+//! the very code that inference runs.
+
+use super::log::JsonlLog;
+use super::objective::{Mode, Text, flow_matching, velocity};
+use crate::autograd::{Tape, Var};
+use crate::data::{HaarCodec, Image, LqResize, Sampler, bad_upscale, montage, nearest, torch_up};
+use crate::engine::{Device, Philox, Tensor};
+use crate::eval::{Metrics, evaluate};
+use crate::flux::config::FluxConfig;
+use crate::flux::params::{Adapter, Weights};
+use crate::flux::transformer::Flux;
+use crate::infer::model::{Model, SCALE};
+use crate::ops::AdapterSet;
+use crate::ops::patch::Pack;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Noise levels at which the flow-matching error is measured.
+const SIGMAS: [f32; 5] = [0.1, 0.3, 0.5, 0.7, 0.9];
+/// Philox stream of the validation's noise.
+const STREAM: u64 = 1 << 41;
+/// Rows of a picture.
+const ROWS: usize = 4;
+const MODE: Mode = Mode { text: Text::Collapsed, recompute: false };
+
+/// Held-out crops, ready to be restored.
+pub struct Validation {
+    lq: Vec<Image>,
+    hq: Vec<Image>,
+    bad: Vec<Image>,
+    codec: HaarCodec,
+    lq_resize: LqResize,
+    hq_latents: Tensor,
+    bad_latents: Tensor,
+    cond: Tensor,
+    noise: Tensor,
+    steps: usize,
+}
+
+/// One validation: a line of `validation.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Look {
+    /// The stage.
+    pub stage: String,
+    /// Updates done in it.
+    pub step: usize,
+    /// Flow-matching error, mean over the crops and five noise levels.
+    pub loss: f64,
+    /// What the restored crops score.
+    #[serde(flatten)]
+    pub metrics: Metrics,
+    /// Where the picture is, in the run directory.
+    pub picture: String,
+    /// What was said about it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// A policy to look at: the transformer's structure, its weights, and the adapters that all act.
+pub struct Policy<'m> {
+    /// Structure.
+    pub config: &'m FluxConfig,
+    /// Weights.
+    pub weights: &'m Weights,
+    /// Every adapter there is; only those of `acting` act.
+    pub adapters: &'m [Adapter],
+    /// Indices into `adapters`.
+    pub acting: Vec<usize>,
+}
+
+impl Validation {
+    /// The first `crops` held-out crops of `sampler`, restored in `steps` Euler steps.
+    pub fn new(sampler: &Sampler, crops: usize, steps: usize, device: &Device) -> Result<Self> {
+        let pairs = sampler.held_out(crops)?;
+        let bad: Vec<Image> = pairs.iter().map(|p| bad_upscale(&p.lq, SCALE)).collect();
+        let side = sampler.crop() / sampler.codec().block();
+        let shape = [crops, sampler.codec().channels(), side, side];
+        let planes = |parts: Vec<Vec<f32>>| Tensor::from_slice(device, &shape, &parts.concat());
+        let encode = |images: &mut dyn Iterator<Item = &Image>| -> Result<Tensor> {
+            planes(images.map(|i| sampler.encode(i)).collect::<Result<_>>()?)
+        };
+        let cond = planes(pairs.iter().map(|p| sampler.condition(&p.lq)).collect::<Result<_>>()?)?;
+        let mut noise = Tensor::empty(device, &shape);
+        Philox::new(0, STREAM).normals(0, noise.f32_mut());
+        Ok(Self {
+            hq_latents: encode(&mut pairs.iter().map(|p| &p.hq))?,
+            bad_latents: encode(&mut bad.iter())?,
+            cond: Tape::no_grad().one(Pack, &[&Var::constant(cond)])?.value().clone(),
+            noise,
+            bad,
+            codec: sampler.codec().clone(),
+            lq_resize: sampler.lq_resize(),
+            lq: pairs.iter().map(|p| p.lq.clone()).collect(),
+            hq: pairs.into_iter().map(|p| p.hq).collect(),
+            steps,
+        })
+    }
+
+    /// Restores the crops with `policy` and measures them against HQ, or against the bad upscaler's output; writes the
+    /// picture to `run`.
+    pub fn look(
+        &self,
+        policy: &Policy,
+        towards_bad: bool,
+        run: &Path,
+        (stage, step): (&str, usize),
+    ) -> Result<Look> {
+        let device = self.noise.device();
+        let (truth, target) =
+            if towards_bad { (&self.bad, &self.bad_latents) } else { (&self.hq, &self.hq_latents) };
+        let flux = policy.flux();
+        let loss = SIGMAS.iter().map(|&sigma| {
+            let (sigmas, set) = (vec![sigma; self.lq.len()], policy.set(self.lq.len()));
+            let tape = Tape::no_grad();
+            let e = flow_matching(&flux, &tape, target, &self.cond, &self.noise, &sigmas, set, MODE)?;
+            Ok(f64::from(e.value().item()) / SIGMAS.len() as f64)
+        });
+        let loss = loss.sum::<Result<f64>>()?;
+        let model = Model {
+            config: policy.config.clone(),
+            codec: self.codec.clone(),
+            lq_resize: self.lq_resize,
+            weights: policy.weights.clone(),
+            adapters: policy.acting.iter().map(|&i| policy.adapters[i].clone()).collect(),
+        };
+        let corners = vec![(0, 0); self.lq.len()];
+        let restored = model.restore(&self.lq, &corners, self.steps, device)?;
+        let metrics = evaluate(&restored, truth)?;
+        let folder = run.join("samples");
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let picture = format!("samples/{stage}-{step:06}.png");
+        self.picture(&restored, truth, if towards_bad { "target" } else { "HQ" })?
+            .save_png(run.join(&picture))?;
+        Ok(Look { stage: stage.to_owned(), step, loss, metrics, picture, warnings: Vec::new() })
+    }
+
+    /// Velocities `[B, C, H, W]` at the middle noise level: what two forms of one model must agree on.
+    pub fn velocities(&self, policy: &Policy) -> Result<Tensor> {
+        let x = Var::constant(self.noise.clone());
+        let sigma = vec![SIGMAS[SIGMAS.len() / 2]; self.lq.len()];
+        let set = policy.set(self.lq.len());
+        let v = velocity(&policy.flux(), &Tape::no_grad(), &x, &self.cond, &sigma, set, MODE)?;
+        Ok(v.value().clone())
+    }
+
+    fn picture(&self, restored: &[Image], truth: &[Image], last: &str) -> Result<Image> {
+        let rows = self.lq.iter().zip(truth).take(ROWS);
+        let enlarged: Vec<[Image; 2]> = rows
+            .map(|(lq, hq)| {
+                let (h, w) = (hq.height, hq.width);
+                [nearest(lq, h, w), torch_up(lq, h, w).clamped()]
+            })
+            .collect();
+        let rows: Vec<Vec<&Image>> = enlarged
+            .iter()
+            .zip(restored.iter().zip(truth))
+            .map(|([lq, bicubic], (sr, hq))| vec![lq, bicubic, sr, hq])
+            .collect();
+        montage(&rows, &["LQ", "bicubic", "model", last], 4, 2)
+    }
+}
+
+impl<'m> Policy<'m> {
+    fn flux(&self) -> Flux<'m> {
+        Flux { config: self.config, weights: self.weights, adapters: self.adapters }
+    }
+    fn set(&self, batch: usize) -> AdapterSet {
+        AdapterSet::uniform(self.acting.clone(), batch)
+    }
+}
+
+/// The run's logs: a line per step, and a line per validation.
+pub struct Logs {
+    /// `log.jsonl`
+    pub steps: JsonlLog,
+    /// `validation.jsonl`
+    pub looks: JsonlLog,
+}
+
+impl Logs {
+    /// Opens both in `run`, after these numbers of lines.
+    pub fn open(run: &Path, (steps, looks): (usize, usize)) -> Result<Self> {
+        Ok(Self {
+            steps: JsonlLog::append(run.join("log.jsonl"), steps)?,
+            looks: JsonlLog::append(run.join("validation.jsonl"), looks)?,
+        })
+    }
+
+    /// Waits until both are on the disk, and gives their numbers of lines.
+    pub fn sync(&self) -> Result<(usize, usize)> {
+        self.steps.sync()?;
+        self.looks.sync()?;
+        Ok((self.steps.lines(), self.looks.lines()))
+    }
+}

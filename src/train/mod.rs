@@ -8,8 +8,10 @@ pub mod init;
 pub mod log;
 pub mod objective;
 pub mod options;
+pub mod read;
 pub mod run;
 pub mod stages;
+pub mod tensorboard;
 
 pub use config::Config;
 pub use log::{Eval, JsonlLog, StageSummary, Summary, peak_rss_mb};

@@ -10,6 +10,8 @@ pub mod flux;
 pub mod infer;
 pub mod losses;
 pub mod ops;
+#[cfg(feature = "report")]
+pub mod report;
 pub mod train;
 pub mod verify;
 

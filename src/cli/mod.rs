@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Parses, prints, sets exit codes; no maths.
 
 mod inspect;
+mod report;
 mod train;
 mod upscale;
 mod verify;
@@ -29,6 +30,8 @@ enum Command {
     Verify(verify::Args),
     /// Show what a safetensors file, an adapter or a run directory holds
     Inspect(inspect::Args),
+    /// Show a run, or two side by side, as one page
+    Report(report::Args),
 }
 
 /// Parses, runs, and turns the outcome into an exit code: 0, 1 for a failure, 2 for a usage error, 130 for Ctrl-C.
@@ -39,6 +42,7 @@ pub fn main() -> ExitCode {
         Command::Upscale(args) => upscale::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Report(args) => report::run(&args),
     };
     outcome.unwrap_or_else(|e| {
         eprintln!("error: {e}");

@@ -2,6 +2,7 @@
 
 use rustfft::num_complex::Complex;
 use rustfft::{FftDirection, FftPlanner};
+use serde::{Deserialize, Serialize};
 
 use crate::data::fft::{fft2, fftfreq};
 
@@ -36,7 +37,7 @@ fn decibels(p: f64, q: f64) -> f64 {
 ///
 /// Ring `k` holds the frequencies whose radius (cycles per pixel) times `n` rounds to `k`, where `n` is the smallest
 /// side in the set; the corners beyond `n/2` are folded into the last ring.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RadialSpectra {
     n: usize,
     restored: Vec<f64>,
@@ -71,6 +72,16 @@ impl RadialSpectra {
         self.restored.iter_mut().zip(&other.restored).for_each(|(a, b)| *a += b);
         self.truth.iter_mut().zip(&other.truth).for_each(|(a, b)| *a += b);
         self.high = (self.high.0 + other.high.0, self.high.1 + other.high.1);
+    }
+
+    /// Smallest side in the set: ring `k` is at `k / n` cycles per pixel.
+    pub fn side(&self) -> usize {
+        self.n
+    }
+
+    /// Whether the rings are as many as the side says, which a file may not keep to.
+    pub(crate) fn is_whole(&self) -> bool {
+        [&self.restored, &self.truth].iter().all(|r| r.len() == self.n / 2 + 1)
     }
 
     /// Power of each ring 0…n/2 (ring 0 is the mean), of the restored and of the true pictures.

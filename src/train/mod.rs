@@ -12,8 +12,10 @@ pub mod log;
 pub mod monitor;
 pub mod objective;
 pub mod options;
+pub mod read;
 pub mod run;
 pub mod stages;
+pub mod tensorboard;
 mod trainer;
 pub mod validation;
 

@@ -1,0 +1,66 @@
+//! The page: its sections in order, one file with nothing outside it.
+
+use super::gather::Run;
+use super::html::{esc, section};
+use super::{figures, tables};
+use crate::Result;
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+
+/// The whole page of one run, or of two side by side, each with the label that tells it from the other.
+pub fn page(runs: &[(String, Run)]) -> Result<String> {
+    let name = runs.iter().map(|(_, run)| esc(&run.name)).collect::<Vec<_>>().join(" and ");
+    let mut out = format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
+         script-src 'unsafe-inline'\">\n<title>{name}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n"
+    );
+    for (label, run) in runs {
+        let class = if run.summary.is_some() { "verdict" } else { "verdict unfinished" };
+        let who = if label.is_empty() { String::new() } else { format!("<b>{}</b>: ", esc(label)) };
+        out += &format!("<p class=\"{class}\">{who}{}</p>\n", esc(&run.verdict()));
+    }
+    let absent = |what: &str| format!("<p class=\"note\">There is no {what}.</p>\n");
+    let held_out =
+        tables::metrics(runs).unwrap_or_else(|| absent("evaluation: a run makes it when it finishes"));
+    out += &section("Held-out crops", &held_out);
+    if let Some(body) = tables::comparisons(runs)? {
+        out += &section("Beyond chance", &body);
+    }
+    if let Some(body) = figures::samples(runs) {
+        out += &section("Samples", &body);
+    }
+    out += &section("Warnings", &tables::warnings(runs));
+    let stages = tables::stages(runs).unwrap_or_else(|| absent("step in the log"));
+    out += &section("Stages", &stages);
+    if let Some(body) = figures::spectra(runs) {
+        out += &section("Spectra", &body);
+    }
+    out += &section("Curves", &figures::curves(runs));
+    if let Some(body) = figures::validations(runs) {
+        out += &section("Validation pictures", &body);
+    }
+    out += &section("Options", &options(runs));
+    out += &section("Environment", &tables::environment(runs).unwrap_or_else(|| absent("environment.json")));
+    out += &format!("<script>\n{SCRIPT}</script>\n</body>\n</html>\n");
+    Ok(out)
+}
+
+/// What the runs differ in, and each one's options in full, folded away.
+fn options(runs: &[(String, Run)]) -> String {
+    let mut out = String::new();
+    if runs.len() > 1 {
+        out += &tables::differing_options(runs)
+            .unwrap_or_else(|| "<p>Both runs have the same options.</p>\n".into());
+    }
+    for (label, run) in runs {
+        let summary =
+            if label.is_empty() { "all options".into() } else { format!("all options of {}", esc(label)) };
+        let config = run.config.as_deref().map_or("there is no config.toml".into(), esc);
+        out += &format!("<details><summary>{summary}</summary><pre>{config}</pre></details>\n");
+    }
+    out
+}

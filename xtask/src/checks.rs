@@ -61,8 +61,10 @@ pub fn clippy() -> Result<(), String> {
     cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])
 }
 
+/// The library alone, and a program that links it so and checks what it computes.
 pub fn library() -> Result<(), String> {
-    cargo(&["check", "--no-default-features", "--lib"])
+    cargo(&["check", "--no-default-features", "--lib"])?;
+    cargo(&["run", "--release", "--no-default-features", "--example=link"])
 }
 
 /// The library without its default features must not pull what only the binary needs.

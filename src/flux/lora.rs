@@ -107,8 +107,22 @@ impl AdapterFile {
     /// `<stem>.adapter_config.json` or `adapter_config.json` beside the weights, and may be absent.
     pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let (name, weights) = locate(path.as_ref())?;
-        let file = SafeFile::open(&weights)?;
-        let config = describe(&weights)?;
+        let description = description_of(&weights);
+        let text = |path: &PathBuf| std::fs::read_to_string(path).map_err(Error::io(path));
+        let description = description.map(|path| Ok::<_, Error>((text(&path)?, path))).transpose()?;
+        let description = description.as_ref().map(|(text, path)| (path.as_path(), text.as_str()));
+        Self::read(name, &SafeFile::open(&weights)?, description, device)
+    }
+
+    /// [`AdapterFile::load`] of a file that is open already, and of its description: path and text.
+    pub fn read(
+        name: String,
+        file: &SafeFile,
+        description: Option<(&Path, &str)>,
+        device: &Device,
+    ) -> Result<Self> {
+        let weights = file.path();
+        let config = description.map(|(path, text)| describe(path, text)).transpose()?;
         let mut parts = BTreeMap::<String, Parts>::new();
         for key in file.names() {
             let bare = key.strip_prefix("base_model.model.").unwrap_or(key);
@@ -119,7 +133,7 @@ impl AdapterFile {
                 .ok_or_else(|| {
                     let wanted = "`….lora_A.weight`, `….lora_B.weight` or `….alpha`";
                     Error::format(
-                        &weights,
+                        weights,
                         format!("key `{key}` is none of {wanted}: not a diffusers or PEFT LoRA"),
                     )
                 })?;
@@ -131,17 +145,17 @@ impl AdapterFile {
             };
             if let Some(other) = place.replace(key) {
                 return Err(Error::format(
-                    &weights,
+                    weights,
                     format!("keys `{other}` and `{key}` are the same tensor"),
                 ));
             }
         }
         if parts.is_empty() {
-            return Err(Error::format(&weights, "holds no tensor; an adapter has at least one module"));
+            return Err(Error::format(weights, "holds no tensor; an adapter has at least one module"));
         }
         let mut modules = BTreeMap::new();
         for (module, part) in parts {
-            let read = read_module(&file, &module, &part, config.as_ref(), device)?;
+            let read = read_module(file, &module, &part, config.as_ref(), device)?;
             modules.insert(module, read);
         }
         let mut metadata = file.metadata().clone();
@@ -279,19 +293,19 @@ fn locate(path: &Path) -> Result<(String, PathBuf)> {
     Ok((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), weights))
 }
 
-/// Reads the description that belongs to `weights`, if there is one, and refuses what we would compute wrongly.
-fn describe(weights: &Path) -> Result<Option<PeftConfig>> {
+/// The description that belongs to `weights`, if there is one.
+fn description_of(weights: &Path) -> Option<PathBuf> {
     let stem = weights.file_stem().unwrap_or_default().to_string_lossy();
     let own = weights.with_file_name(format!("{stem}.{CONFIG}"));
-    let path = if own.exists() { own } else { weights.with_file_name(CONFIG) };
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let config: PeftConfig = serde_json::from_str(&text)
-        .map_err(|e| Error::format(&path, format!("not a PEFT description: {e}")))?;
+    [own, weights.with_file_name(CONFIG)].into_iter().find(|path| path.exists())
+}
+
+/// Reads a description and refuses what we would compute wrongly.
+fn describe(path: &Path, text: &str) -> Result<PeftConfig> {
+    let config: PeftConfig = serde_json::from_str(text)
+        .map_err(|e| Error::format(path, format!("not a PEFT description: {e}")))?;
     if config.peft_type != "LORA" {
-        return Err(Error::format(&path, format!("peft_type is {}, wanted LORA", config.peft_type)));
+        return Err(Error::format(path, format!("peft_type is {}, wanted LORA", config.peft_type)));
     }
     for (key, on) in [
         ("use_dora", config.use_dora),
@@ -299,10 +313,13 @@ fn describe(weights: &Path) -> Result<Option<PeftConfig>> {
         ("lora_bias", config.lora_bias),
     ] {
         if on {
-            return Err(Error::format(&path, format!("{key} is true, which this engine does not support")));
+            return Err(Error::format(
+                &path,
+                format!("{key} is true, which this engine does not support; train the adapter without it"),
+            ));
         }
     }
-    Ok(Some(config))
+    Ok(config)
 }
 
 fn read_module(
@@ -314,7 +331,7 @@ fn read_module(
 ) -> Result<LoraModule> {
     let wrong = |detail: String| Error::format(file.path(), detail);
     let half = |key: Option<&str>, which: &str| match key {
-        Some(key) => file.tensor(key, device),
+        Some(key) => file.weight(key, device),
         None => Err(wrong(format!("module `{module}` has no {which}; the file is incomplete"))),
     };
     let (a, b) = (half(parts.a, "lora_A.weight")?, half(parts.b, "lora_B.weight")?);

@@ -104,6 +104,12 @@ pub fn mutate() -> Result<(), String> {
     cargo(&["test", "--release", "--features=mutate", "--test=mutate", "--", "--nocapture"])
 }
 
+/// The table entry point × cases; the test fails on a panic, a hang or too much memory.
+pub fn fuzz(cases: u32) -> Result<(), String> {
+    let args = ["test", "--release", "--test=fuzz", "--", "--nocapture", "--test-threads=1"];
+    run(cargo_command(&args).env("ASASR_FUZZ_CASES", cases.to_string()))
+}
+
 /// Has the test that compares docs/options.md with the options write it instead.
 pub fn write_docs() -> Result<(), String> {
     run(cargo_command(&["test", "--release", "--test=docs"]).env("ASASR_WRITE_DOCS", "1"))

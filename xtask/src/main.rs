@@ -25,6 +25,12 @@ enum Command {
     },
     /// Make each gradient of each op wrong by one percent, one at a time, and show that gradcheck fails every time
     Mutate,
+    /// Damaged input at every entry point: no panic, no hang, no memory out of proportion; and a table
+    Fuzz {
+        /// Cases in all
+        #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(8..))]
+        cases: u32,
+    },
     /// Write docs/options.md anew from the options' definitions
     Docs,
 }
@@ -33,6 +39,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Test { only } => steps::run(&only),
         Command::Mutate => checks::mutate(),
+        Command::Fuzz { cases } => checks::fuzz(cases),
         Command::Docs => checks::write_docs(),
     };
     match outcome {

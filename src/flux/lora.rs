@@ -3,9 +3,10 @@
 //! ```text
 //! transformer.<module>.lora_A.weight [r, in]    y += alpha/r · B(A x)    r is read from the tensors
 //! transformer.<module>.lora_B.weight [out, r]
-//! transformer.<module>.alpha         []         optional; else adapter_config.json's lora_alpha; else r
+//! transformer.<module>.alpha         []         optional; else lora_alpha of the description; else r
 //! ```
-//! diffusers ignores `adapter_config.json` and takes alpha = r where there is no `.alpha` key, so ours always writes it.
+//! The description is what diffusers writes into the file's own metadata, or else PEFT's `adapter_config.json`. diffusers
+//! ignores `adapter_config.json` and takes alpha = r where there is no `.alpha` key, so ours always writes it.
 
 use super::config::FluxConfig;
 use super::weights::{SafeFile, write_safetensors};
@@ -26,6 +27,8 @@ pub const CONFIG: &str = "adapter_config.json";
 const WEIGHTS_DIFFUSERS: &str = "pytorch_lora_weights.safetensors";
 /// The metadata key under which [`AdapterFile::lq_resize`] is kept.
 const LQ_RESIZE: &str = "lq_resize";
+/// The metadata key under which diffusers keeps PEFT's description, as JSON.
+const EMBEDDED: &str = "lora_adapter_metadata";
 
 /// One adapted linear layer.
 #[derive(Clone, Debug)]
@@ -122,7 +125,11 @@ impl AdapterFile {
         device: &Device,
     ) -> Result<Self> {
         let weights = file.path();
-        let config = description.map(|(path, text)| describe(path, text)).transpose()?;
+        let config = match (file.metadata().get(EMBEDDED), description) {
+            (Some(text), _) => Some(describe(weights, &unprefixed(text))?),
+            (None, Some((path, text))) => Some(describe(path, text)?),
+            (None, None) => None,
+        };
         let mut parts = BTreeMap::<String, Parts>::new();
         for key in file.names() {
             let bare = key.strip_prefix("base_model.model.").unwrap_or(key);
@@ -160,6 +167,8 @@ impl AdapterFile {
         }
         let mut metadata = file.metadata().clone();
         let lq_resize = metadata.remove(LQ_RESIZE);
+        // What it says is in `modules` now, and diffusers refuses a file that has both it and `.alpha` keys.
+        metadata.remove(EMBEDDED);
         Ok(Self { name, modules, lq_resize, metadata })
     }
 
@@ -300,6 +309,13 @@ fn description_of(weights: &Path) -> Option<PathBuf> {
     [own, weights.with_file_name(CONFIG)].into_iter().find(|path| path.exists())
 }
 
+/// A pipeline's description with the transformer's keys as PEFT has them; anything else as it is.
+fn unprefixed(text: &str) -> String {
+    let Ok(Value::Object(map)) = serde_json::from_str(text) else { return text.to_owned() };
+    let bare = |key: String| key.strip_prefix("transformer.").map(str::to_owned).unwrap_or(key);
+    Value::Object(map.into_iter().map(|(key, value)| (bare(key), value)).collect()).to_string()
+}
+
 /// Reads a description and refuses what we would compute wrongly.
 fn describe(path: &Path, text: &str) -> Result<PeftConfig> {
     let config: PeftConfig = serde_json::from_str(text)
@@ -358,8 +374,8 @@ fn read_module(
 fn described_alpha(config: &PeftConfig, module: &str, rank: usize) -> Result<f32, String> {
     if let Some(r) = config.r.filter(|&r| r != rank && config.rank_pattern.is_empty()) {
         return Err(format!(
-            "module `{module}` has rank {rank}, the {CONFIG} beside it says r = {r}: it describes another file, and \
-             its lora_alpha cannot be trusted; put the right one there or remove it"
+            "module `{module}` has rank {rank}, its description ({CONFIG} or {EMBEDDED}) says r = {r}: that is of another \
+             file, and its lora_alpha cannot be trusted; put the right one there or remove it"
         ));
     }
     let alpha = pattern(&config.alpha_pattern, module)?.or(config.lora_alpha).unwrap_or(rank as f32);
@@ -518,6 +534,17 @@ mod tests {
         assert!(refused(r#"{"peft_type": "IA3"}"#).contains("IA3"));
         assert!(refused(r#"{"alpha_pattern": {".*m": 2}}"#).contains(".*m"));
         assert!(refused("[").contains("w.adapter_config.json"));
+        // What diffusers put into the file itself wins over what lies beside it.
+        let d = Device::cpu();
+        let pair = [(a, [2, 8]), (b, [8, 2])].map(|(k, s)| (k.to_owned(), Tensor::zeros(&d, &s)));
+        for prefix in ["", "transformer."] {
+            let json =
+                format!(r#"{{"{prefix}r": 2, "{prefix}lora_alpha": 3, "text_encoder.lora_alpha": 9}}"#);
+            let metadata = BTreeMap::from([(EMBEDDED.to_owned(), json), ("step".into(), "8".into())]);
+            write_safetensors(&path, &metadata, &pair).unwrap();
+            assert_eq!(alpha(r#"{"r": 2, "lora_alpha": 5}"#), 3.0);
+            assert_eq!(load().unwrap().metadata.keys().collect::<Vec<_>>(), ["step"]);
+        }
         // alpha keys win over the description.
         write(&path, &[(a, &[2, 8]), (b, &[8, 2]), ("transformer.m.alpha", &[])]);
         assert_eq!(alpha(r#"{"r": 2, "lora_alpha": 5}"#), 3.0);

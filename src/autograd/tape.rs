@@ -114,6 +114,18 @@ struct Node<'a> {
 }
 
 /// Records what was computed and differentiates it.
+///
+/// A tape belongs to one thread at a time and is neither `Send` nor `Sync`; ops spread their own work over threads. What
+/// goes in and comes out (tensors, [`Var`]s, [`Leaves`]) may move between threads, each of which can have a tape.
+///
+/// ```compile_fail,E0277
+/// fn send<T: Send>() {}
+/// send::<asasr_engine::autograd::Tape<'static>>();
+/// ```
+/// ```compile_fail,E0277
+/// fn sync<T: Sync>() {}
+/// sync::<asasr_engine::autograd::Tape<'static>>();
+/// ```
 pub struct Tape<'a> {
     recording: bool,
     lead: usize,

@@ -8,7 +8,7 @@ use asasr_engine::infer::{Model, Tiling, upscale};
 use asasr_engine::train::Config;
 use asasr_engine::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(clap::Args)]
@@ -31,14 +31,22 @@ pub struct Args {
     threads: usize,
 }
 
+/// Refuses, before any work is done, an input that is not there and an output that cannot be or must not be written.
+fn check_paths(input: &Path, output: &Path) -> Result<()> {
+    let refuse = |path: &Path, why: &str| Err(Error::Usage(format!("{} {why}", path.display())));
+    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (input.canonicalize(), output.canonicalize()) {
+        _ if !input.exists() => refuse(input, "does not exist"),
+        (Ok(a), Ok(b)) if a == b => refuse(input, "would be overwritten by its own upscale"),
+        _ if output.is_dir() => refuse(output, "is a folder; name the png to write"),
+        _ if !folder.is_dir() => refuse(folder, "is no folder to write the result into; make it first"),
+        _ => Ok(()),
+    }
+}
+
 pub fn run(args: &Args) -> Result<ExitCode> {
     threads(args.threads)?;
-    if args.input == args.output {
-        return Err(Error::Usage(format!(
-            "{} would be overwritten by its own upscale",
-            args.input.display()
-        )));
-    }
+    check_paths(&args.input, &args.output)?;
     let lq = Image::load(&args.input)?;
     let device = Device::cpu();
     let adapters: &[&str] = if args.sft_only { &[layout::SFT] } else { &[layout::SFT, layout::ASDPO] };

@@ -10,6 +10,13 @@ use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use crate::data::Image;
 use crate::{Error, Result};
 
+/// The most pixels of a photograph, 2²⁸: 16384×16384, three bytes each in memory, six where the file has 16 bits.
+pub const MAX_PIXELS: u64 = 1 << 28;
+
+/// More pixels than a byte of any file can hold: deflate turns one byte into 1032, at one bit a pixel in a PNG. JPEG, one
+/// bit at least for each block of 64 pixels, stays below.
+const PIXELS_PER_BYTE: u64 = 8 * 1032;
+
 /// Interleaved RGB, row by row: `[height, width, 3]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Pixels {
@@ -31,30 +38,47 @@ impl Photo {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(Error::io(path))?;
+        Self::decode(&bytes).map_err(|why| Error::format(path, why))
+    }
+
+    /// [`Photo::load`] of a file's bytes. Nothing is allocated for an image of more than [`MAX_PIXELS`], or of more than
+    /// so many bytes can hold; `Err` says what is wrong with them, and what to do.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let wrong = |why: &str| format!("cannot decode this image: {why}; remove it or save it again");
+        let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
+        let reader = reader.map_err(|e| wrong(&e.to_string()))?;
         match reader.format() {
-            Some(ImageFormat::Jpeg) if !jpeg_is_complete(&bytes) => {
-                return Err(Error::format(path, "cannot decode this image: the JPEG data ends too early"));
+            Some(ImageFormat::Jpeg) if !jpeg_is_complete(bytes) => {
+                return Err(wrong("the JPEG data ends too early"));
             }
             Some(ImageFormat::Jpeg | ImageFormat::Png) => {}
-            _ => {
-                return Err(Error::format(
-                    path,
-                    "cannot decode this image: it is neither a PNG nor a JPEG file",
-                ));
-            }
+            _ => return Err(wrong("it is neither a PNG nor a JPEG file")),
+        }
+        let mut decoder = reader.into_decoder().map_err(|e| wrong(&e.to_string()))?;
+        let (width, height) = decoder.dimensions();
+        let pixels = u64::from(width) * u64::from(height);
+        if pixels > MAX_PIXELS {
+            return Err(format!(
+                "{width}×{height} pixels, at most {MAX_PIXELS} are read; scale it down or cut it up"
+            ));
+        }
+        let most = (bytes.len() as u64).saturating_mul(PIXELS_PER_BYTE);
+        if pixels > most {
+            let n = bytes.len();
+            return Err(wrong(&format!(
+                "it says it has {width}×{height} pixels, and {n} bytes hold {most} at most"
+            )));
         }
         let decode = || -> ::image::ImageResult<DynamicImage> {
-            let mut decoder = reader.into_decoder()?;
             let orientation = decoder.orientation()?;
             let mut image = DynamicImage::from_decoder(decoder)?;
             image.apply_orientation(orientation);
             Ok(image)
         };
-        let image = decode().map_err(|e| Error::format(path, format!("cannot decode this image: {e}")))?;
+        let image = decode().map_err(|e| wrong(&e.to_string()))?;
         let (height, width) = (image.height() as usize, image.width() as usize);
         if height == 0 || width == 0 {
-            return Err(Error::format(path, format!("an empty image ({width}×{height} pixels)")));
+            return Err(wrong(&format!("{width}×{height} pixels")));
         }
         let color = image.color();
         let sixteen = color.bytes_per_pixel() / color.channel_count() > 1;

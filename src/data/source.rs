@@ -7,6 +7,9 @@ use rayon::prelude::*;
 use crate::data::{DeadLeaves, Image, Photo};
 use crate::{Error, Result};
 
+/// Pictures that a refusal of a folder names.
+const REFUSALS: usize = 10;
+
 /// A numbered collection of pictures, held in memory.
 pub trait Source: Send + Sync {
     /// Number of pictures.
@@ -33,9 +36,16 @@ pub struct Folder {
 
 impl Folder {
     /// Loads every `.png`, `.jpg` and `.jpeg` file of `folder` (case ignored, hidden files skipped); each must measure at
-    /// least `min_side` pixels both ways. The first file in order that cannot be used is the error.
+    /// least `min_side` pixels both ways. Files that cannot be used are the error, all of them.
     pub fn open(folder: impl AsRef<Path>, min_side: usize) -> Result<Self> {
         let folder = folder.as_ref();
+        if !folder.is_dir() {
+            let what = if folder.exists() { "is a file" } else { "does not exist" };
+            return Err(Error::Usage(format!(
+                "{} {what}; wanted a folder of .png and .jpg pictures",
+                folder.display()
+            )));
+        }
         let mut paths = Vec::new();
         for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
             let path = entry.map_err(Error::io(folder))?.path();
@@ -44,12 +54,33 @@ impl Folder {
             }
         }
         if paths.is_empty() {
-            return Err(Error::format(folder, "no .png, .jpg or .jpeg file in this folder"));
+            return Err(Error::format(
+                folder,
+                "no .png, .jpg or .jpeg file in this folder (subfolders are not searched)",
+            ));
         }
         paths.sort();
-        let photos: Vec<Result<_>> = paths.par_iter().map(|p| load_checked(p, min_side)).collect();
-        Ok(Self { photos: photos.into_iter().collect::<Result<_>>()? })
+        let loaded: Vec<Result<_>> = paths.par_iter().map(|p| load_checked(p, min_side)).collect();
+        let (mut photos, mut refused) = (Vec::new(), Vec::new());
+        for photo in loaded {
+            match photo {
+                Ok(photo) => photos.push(photo),
+                Err(why) => refused.push(why),
+            }
+        }
+        match refused.len() {
+            0 => Ok(Self { photos }),
+            1 => Err(refused.remove(0)),
+            n => Err(Error::format(folder, unusable(n, paths.len(), &refused))),
+        }
     }
+}
+
+/// Several refusals in one message: all of them at once, or there is a run for each.
+fn unusable(n: usize, of: usize, refused: &[Error]) -> String {
+    let lines: String = refused.iter().take(REFUSALS).map(|why| format!("\n  {why}")).collect();
+    let more = if n > REFUSALS { format!("\n  … and {} more", n - REFUSALS) } else { String::new() };
+    format!("{n} of its {of} pictures cannot be used:{lines}{more}")
 }
 
 fn is_photo(path: &Path) -> bool {
@@ -140,7 +171,7 @@ impl Split {
     pub fn last(n: usize, held_out: usize) -> Result<Self> {
         if held_out == 0 || held_out >= n {
             return Err(Error::Usage(format!(
-                "{n} picture(s) cannot be split with {held_out} held out: training and evaluation need at least one each"
+                "{n} picture(s) cannot be split with {held_out} held out: training and evaluation need at least one each; add pictures"
             )));
         }
         Ok(Self { train: (0..n - held_out).collect(), held_out: (n - held_out..n).collect() })

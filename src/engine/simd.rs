@@ -213,6 +213,16 @@ targets! {
     }
 }
 
+targets! {
+    /// Place of the first infinity or NaN.
+    pub fn first_non_finite(x: &[f32]) -> Option<usize> {
+        // Whole pieces without a way out are what the compiler makes vectors of.
+        let mut pieces = x.chunks(4096);
+        let at = pieces.position(|p| p.iter().fold(false, |bad, v| bad | !v.is_finite()))? * 4096;
+        x[at..].iter().position(|v| !v.is_finite()).map(|i| at + i)
+    }
+}
+
 #[inline(always)]
 fn fold(lanes: [f32; 16]) -> f32 {
     let mut l = lanes;

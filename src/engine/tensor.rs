@@ -39,8 +39,8 @@ pub(super) struct Storage {
 enum Owner {
     /// A block of the device's arena, returned on drop.
     Arena,
-    /// Memory that lives as long as the value here.
-    Foreign { _keep: Arc<dyn Any + Send + Sync> },
+    /// Memory that lives as long as the value here; read only where it was lent.
+    Foreign { writable: bool, _keep: Arc<dyn Any + Send + Sync> },
 }
 
 // SAFETY: a Storage is plain memory; `&Storage` only reads the pointer, and `Tensor` hands out `&mut [_]` from
@@ -128,7 +128,8 @@ impl Tensor {
     ///
     /// # Safety
     /// `ptr` must point at `shape.product() * dtype.size()` initialised bytes, aligned to the element, valid while
-    /// `owner` lives, and not written by anyone else while this tensor or a clone of it exists.
+    /// `owner` lives, and not written by anyone else while this tensor or a clone of it exists. The only handle may
+    /// write it, as a gradient buffer is written; [`Tensor::lend`] is for values that are only read.
     pub unsafe fn from_raw(
         device: &Device,
         ptr: NonNull<u8>,
@@ -136,8 +137,42 @@ impl Tensor {
         dtype: DType,
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Self {
+        Self::foreign(device, ptr, shape, dtype, Owner::Foreign { writable: true, _keep: owner })
+    }
+
+    /// Somebody else's values as a tensor that is only read, without a copy: a `Vec<f32>`, a boxed slice, or a type of
+    /// the caller's. `data` is kept alive as long as any handle.
+    ///
+    /// ```
+    /// # use asasr_engine::engine::{Device, Tensor};
+    /// # use std::sync::Arc;
+    /// let mine = Arc::new(vec![1.0f32; 6]);
+    /// let t = Tensor::lend(&Device::cpu(), &[2, 3], &mine)?;
+    /// assert_eq!(t.f32().as_ptr(), mine.as_ptr());
+    /// # Ok::<(), asasr_engine::Error>(())
+    /// ```
+    pub fn lend<T>(device: &Device, shape: &[usize], data: &Arc<T>) -> Result<Self>
+    where
+        T: AsRef<[f32]> + Send + Sync + 'static,
+    {
+        let values: &[f32] = T::as_ref(data);
+        let ptr = NonNull::from(values).cast();
+        let wanted = shape.iter().try_fold(1usize, |n, &side| n.checked_mul(side));
+        if wanted != Some(values.len()) {
+            return Err(Error::shape(
+                "tensor",
+                format!("{} values do not fill shape {shape:?}", values.len()),
+            ));
+        }
+        // Sound: the values are borrowed from behind the Arc, whose clone below keeps that borrow good, and a tensor
+        // that is not writable only reads them.
+        let owner = Owner::Foreign { writable: false, _keep: data.clone() };
+        Ok(Self::foreign(device, ptr, shape, DType::F32, owner))
+    }
+
+    fn foreign(device: &Device, ptr: NonNull<u8>, shape: &[usize], dtype: DType, owner: Owner) -> Self {
         let bytes = shape.iter().product::<usize>() * dtype.size();
-        let storage = Storage { ptr, bytes, device: device.clone(), owner: Owner::Foreign { _keep: owner } };
+        let storage = Storage { ptr, bytes, device: device.clone(), owner };
         Self { storage: Arc::new(storage), offset: 0, shape: shape.to_vec(), dtype }
     }
 
@@ -238,10 +273,14 @@ impl Tensor {
     /// The elements of an f32 tensor nobody else holds.
     ///
     /// # Panics
-    /// When another handle on the same storage exists or the dtype is not f32: writers own what they write.
+    /// When another handle on the same storage exists, the values are lent or the dtype is not f32: writers own what
+    /// they write.
     pub fn f32_mut(&mut self) -> &mut [f32] {
         assert!(self.dtype == DType::F32, "an f32 tensor was expected, this one is {:?}", self.dtype);
-        assert!(self.is_unique(), "a tensor is written through its only handle");
+        assert!(
+            self.is_unique(),
+            "a tensor is written through its only handle, and never where its values are lent"
+        );
         // SAFETY: in bounds as in `f32`; the handle is unique and borrowed mutably.
         unsafe {
             std::slice::from_raw_parts_mut(
@@ -252,7 +291,8 @@ impl Tensor {
     }
 
     pub(super) fn is_unique(&mut self) -> bool {
-        Arc::get_mut(&mut self.storage).is_some()
+        Arc::get_mut(&mut self.storage)
+            .is_some_and(|s| !matches!(s.owner, Owner::Foreign { writable: false, .. }))
     }
 
     /// The elements as f32, widened where they are stored as bf16.
@@ -290,12 +330,6 @@ impl std::fmt::Debug for Tensor {
     }
 }
 
-const _: () = {
-    const fn send_sync<T: Send + Sync>() {}
-    send_sync::<Tensor>();
-    send_sync::<Device>();
-};
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,6 +346,23 @@ mod tests {
         assert_eq!(t.leading(1).f32(), [9., 1.]);
         assert!(t.rows(2..4).is_err());
         assert!(t.reshape(&[7]).is_err());
+    }
+
+    #[test]
+    fn lent_values_are_read_and_never_written() {
+        let (d, mine) = (Device::cpu(), Arc::new(vec![1.0f32, 2.0, 3.0, 4.0]));
+        let mut t = Tensor::lend(&d, &[2, 2], &mine).unwrap();
+        assert_eq!((t.f32().as_ptr(), Arc::strong_count(&mine)), (mine.as_ptr(), 2));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| t.f32_mut()[0] = 9.)).is_err());
+        assert_eq!((mine[0], t.rows(1..2).unwrap().f32()), (1.0, &[3.0, 4.0][..]));
+        drop(t);
+        assert_eq!(Arc::strong_count(&mine), 1);
+        for shape in [&[3][..], &[usize::MAX, 2], &[1 << 63, 2, 4]] {
+            assert!(
+                Tensor::lend(&d, shape, &mine).unwrap_err().to_string().contains("4 values"),
+                "{shape:?}"
+            );
+        }
     }
 
     #[test]

@@ -92,6 +92,20 @@ impl FluxConfig {
         self.out_channels.unwrap_or(self.in_channels)
     }
 
+    /// Where the other one differs, in words: "num_layers is 1, wanted 2, …".
+    pub fn differences(&self, wanted: &Self) -> String {
+        let fields = |c: &Self| {
+            serde_json::to_value(Self { rope_theta: -c.rope_theta, mlp_ratio: -c.mlp_ratio, ..c.clone() })
+        };
+        let (Ok(mine), Ok(wanted)) = (fields(self), fields(wanted)) else { return String::new() };
+        let each = mine.as_object().into_iter().flatten();
+        let differing = each.filter(|(key, value)| wanted[key.as_str()] != **value);
+        differing
+            .map(|(key, value)| format!("{key} is {value}, wanted {}", wanted[key.as_str()]))
+            .collect::<Vec<_>>()
+            .join("; ")
+    }
+
     /// Reads and validates `config.json`, given as the file or as the folder that holds it.
     ///
     /// Keys that begin with `_` are diffusers' own and are ignored, except that a `_class_name` of another model is
@@ -99,8 +113,13 @@ impl FluxConfig {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = config_file(path.as_ref());
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let config = Self::from_json(&text).map_err(|detail| Error::format(&path, detail))?;
-        config.check().map_err(|detail| Error::format(&path, detail))?;
+        Self::parse(&text).map_err(|detail| Error::format(&path, detail))
+    }
+
+    /// [`FluxConfig::load`] of a file's text; `Err` says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config = Self::from_json(text)?;
+        config.check()?;
         Ok(config)
     }
 

@@ -3,9 +3,10 @@
 //! ```text
 //! transformer.<module>.lora_A.weight [r, in]    y += alpha/r · B(A x)    r is read from the tensors
 //! transformer.<module>.lora_B.weight [out, r]
-//! transformer.<module>.alpha         []         optional; else adapter_config.json's lora_alpha; else r
+//! transformer.<module>.alpha         []         optional; else lora_alpha of the description; else r
 //! ```
-//! diffusers ignores `adapter_config.json` and takes alpha = r where there is no `.alpha` key, so ours always writes it.
+//! The description is what diffusers writes into the file's own metadata, or else PEFT's `adapter_config.json`. diffusers
+//! ignores `adapter_config.json` and takes alpha = r where there is no `.alpha` key, so ours always writes it.
 
 use super::config::FluxConfig;
 use super::weights::{SafeFile, write_safetensors};
@@ -26,6 +27,8 @@ pub const CONFIG: &str = "adapter_config.json";
 const WEIGHTS_DIFFUSERS: &str = "pytorch_lora_weights.safetensors";
 /// The metadata key under which [`AdapterFile::lq_resize`] is kept.
 const LQ_RESIZE: &str = "lq_resize";
+/// The metadata key under which diffusers keeps PEFT's description, as JSON.
+const EMBEDDED: &str = "lora_adapter_metadata";
 
 /// One adapted linear layer.
 #[derive(Clone, Debug)]
@@ -107,8 +110,26 @@ impl AdapterFile {
     /// `<stem>.adapter_config.json` or `adapter_config.json` beside the weights, and may be absent.
     pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let (name, weights) = locate(path.as_ref())?;
-        let file = SafeFile::open(&weights)?;
-        let config = describe(&weights)?;
+        let description = description_of(&weights);
+        let text = |path: &PathBuf| std::fs::read_to_string(path).map_err(Error::io(path));
+        let description = description.map(|path| Ok::<_, Error>((text(&path)?, path))).transpose()?;
+        let description = description.as_ref().map(|(text, path)| (path.as_path(), text.as_str()));
+        Self::read(name, &SafeFile::open(&weights)?, description, device)
+    }
+
+    /// [`AdapterFile::load`] of a file that is open already, and of its description: path and text.
+    pub fn read(
+        name: String,
+        file: &SafeFile,
+        description: Option<(&Path, &str)>,
+        device: &Device,
+    ) -> Result<Self> {
+        let weights = file.path();
+        let config = match (file.metadata().get(EMBEDDED), description) {
+            (Some(text), _) => Some(describe(weights, &unprefixed(text))?),
+            (None, Some((path, text))) => Some(describe(path, text)?),
+            (None, None) => None,
+        };
         let mut parts = BTreeMap::<String, Parts>::new();
         for key in file.names() {
             let bare = key.strip_prefix("base_model.model.").unwrap_or(key);
@@ -119,7 +140,7 @@ impl AdapterFile {
                 .ok_or_else(|| {
                     let wanted = "`….lora_A.weight`, `….lora_B.weight` or `….alpha`";
                     Error::format(
-                        &weights,
+                        weights,
                         format!("key `{key}` is none of {wanted}: not a diffusers or PEFT LoRA"),
                     )
                 })?;
@@ -131,21 +152,23 @@ impl AdapterFile {
             };
             if let Some(other) = place.replace(key) {
                 return Err(Error::format(
-                    &weights,
+                    weights,
                     format!("keys `{other}` and `{key}` are the same tensor"),
                 ));
             }
         }
         if parts.is_empty() {
-            return Err(Error::format(&weights, "holds no tensor; an adapter has at least one module"));
+            return Err(Error::format(weights, "holds no tensor; an adapter has at least one module"));
         }
         let mut modules = BTreeMap::new();
         for (module, part) in parts {
-            let read = read_module(&file, &module, &part, config.as_ref(), device)?;
+            let read = read_module(file, &module, &part, config.as_ref(), device)?;
             modules.insert(module, read);
         }
         let mut metadata = file.metadata().clone();
         let lq_resize = metadata.remove(LQ_RESIZE);
+        // What it says is in `modules` now, and diffusers refuses a file that has both it and `.alpha` keys.
+        metadata.remove(EMBEDDED);
         Ok(Self { name, modules, lq_resize, metadata })
     }
 
@@ -279,19 +302,26 @@ fn locate(path: &Path) -> Result<(String, PathBuf)> {
     Ok((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), weights))
 }
 
-/// Reads the description that belongs to `weights`, if there is one, and refuses what we would compute wrongly.
-fn describe(weights: &Path) -> Result<Option<PeftConfig>> {
+/// The description that belongs to `weights`, if there is one.
+fn description_of(weights: &Path) -> Option<PathBuf> {
     let stem = weights.file_stem().unwrap_or_default().to_string_lossy();
     let own = weights.with_file_name(format!("{stem}.{CONFIG}"));
-    let path = if own.exists() { own } else { weights.with_file_name(CONFIG) };
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let config: PeftConfig = serde_json::from_str(&text)
-        .map_err(|e| Error::format(&path, format!("not a PEFT description: {e}")))?;
+    [own, weights.with_file_name(CONFIG)].into_iter().find(|path| path.exists())
+}
+
+/// A pipeline's description with the transformer's keys as PEFT has them; anything else as it is.
+fn unprefixed(text: &str) -> String {
+    let Ok(Value::Object(map)) = serde_json::from_str(text) else { return text.to_owned() };
+    let bare = |key: String| key.strip_prefix("transformer.").map(str::to_owned).unwrap_or(key);
+    Value::Object(map.into_iter().map(|(key, value)| (bare(key), value)).collect()).to_string()
+}
+
+/// Reads a description and refuses what we would compute wrongly.
+fn describe(path: &Path, text: &str) -> Result<PeftConfig> {
+    let config: PeftConfig = serde_json::from_str(text)
+        .map_err(|e| Error::format(path, format!("not a PEFT description: {e}")))?;
     if config.peft_type != "LORA" {
-        return Err(Error::format(&path, format!("peft_type is {}, wanted LORA", config.peft_type)));
+        return Err(Error::format(path, format!("peft_type is {}, wanted LORA", config.peft_type)));
     }
     for (key, on) in [
         ("use_dora", config.use_dora),
@@ -299,10 +329,13 @@ fn describe(weights: &Path) -> Result<Option<PeftConfig>> {
         ("lora_bias", config.lora_bias),
     ] {
         if on {
-            return Err(Error::format(&path, format!("{key} is true, which this engine does not support")));
+            return Err(Error::format(
+                &path,
+                format!("{key} is true, which this engine does not support; train the adapter without it"),
+            ));
         }
     }
-    Ok(Some(config))
+    Ok(config)
 }
 
 fn read_module(
@@ -314,7 +347,7 @@ fn read_module(
 ) -> Result<LoraModule> {
     let wrong = |detail: String| Error::format(file.path(), detail);
     let half = |key: Option<&str>, which: &str| match key {
-        Some(key) => file.tensor(key, device),
+        Some(key) => file.weight(key, device),
         None => Err(wrong(format!("module `{module}` has no {which}; the file is incomplete"))),
     };
     let (a, b) = (half(parts.a, "lora_A.weight")?, half(parts.b, "lora_B.weight")?);
@@ -341,8 +374,8 @@ fn read_module(
 fn described_alpha(config: &PeftConfig, module: &str, rank: usize) -> Result<f32, String> {
     if let Some(r) = config.r.filter(|&r| r != rank && config.rank_pattern.is_empty()) {
         return Err(format!(
-            "module `{module}` has rank {rank}, the {CONFIG} beside it says r = {r}: it describes another file, and \
-             its lora_alpha cannot be trusted; put the right one there or remove it"
+            "module `{module}` has rank {rank}, its description ({CONFIG} or {EMBEDDED}) says r = {r}: that is of another \
+             file, and its lora_alpha cannot be trusted; put the right one there or remove it"
         ));
     }
     let alpha = pattern(&config.alpha_pattern, module)?.or(config.lora_alpha).unwrap_or(rank as f32);
@@ -501,6 +534,17 @@ mod tests {
         assert!(refused(r#"{"peft_type": "IA3"}"#).contains("IA3"));
         assert!(refused(r#"{"alpha_pattern": {".*m": 2}}"#).contains(".*m"));
         assert!(refused("[").contains("w.adapter_config.json"));
+        // What diffusers put into the file itself wins over what lies beside it.
+        let d = Device::cpu();
+        let pair = [(a, [2, 8]), (b, [8, 2])].map(|(k, s)| (k.to_owned(), Tensor::zeros(&d, &s)));
+        for prefix in ["", "transformer."] {
+            let json =
+                format!(r#"{{"{prefix}r": 2, "{prefix}lora_alpha": 3, "text_encoder.lora_alpha": 9}}"#);
+            let metadata = BTreeMap::from([(EMBEDDED.to_owned(), json), ("step".into(), "8".into())]);
+            write_safetensors(&path, &metadata, &pair).unwrap();
+            assert_eq!(alpha(r#"{"r": 2, "lora_alpha": 5}"#), 3.0);
+            assert_eq!(load().unwrap().metadata.keys().collect::<Vec<_>>(), ["step"]);
+        }
         // alpha keys win over the description.
         write(&path, &[(a, &[2, 8]), (b, &[8, 2]), ("transformer.m.alpha", &[])]);
         assert_eq!(alpha(r#"{"r": 2, "lora_alpha": 5}"#), 3.0);

@@ -17,15 +17,14 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Frozen weights of `config` from a diffusers folder (sharded or not), every one checked for presence and shape.
+    /// Frozen weights of `config` from a diffusers folder (sharded or not), every one checked for presence, shape and
+    /// finite values.
     pub fn load(folder: &Folder, config: &FluxConfig, device: &Device) -> Result<Self> {
         let mut map = HashMap::new();
-        for (name, shape) in config.parameters() {
-            let tensor = folder.tensor(&name, device)?;
-            if tensor.shape() != shape {
-                let detail = format!("{name} has shape {:?}, config.json makes it {shape:?}", tensor.shape());
-                return Err(Error::shape("weights", detail));
-            }
+        let parameters = config.parameters();
+        folder.expect(&parameters)?;
+        for (name, _) in parameters {
+            let tensor = folder.weight(&name, device)?;
             map.insert(name, (tensor, None));
         }
         Ok(Self { map: Arc::new(map) })

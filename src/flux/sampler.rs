@@ -58,7 +58,7 @@ pub fn sample<'a>(
             text_multiplicity: given.text_multiplicity,
             groups: None,
             adapters: Arc::new(AdapterSet::uniform(given.adapters.clone(), batch)),
-            adapt_image: false,
+            adapt_all: false,
             recompute: false,
         };
         let v = flux.forward(&Tape::no_grad(), &inputs)?;

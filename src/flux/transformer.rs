@@ -1,7 +1,7 @@
 //! FLUX's transformer with a condition branch.
 //!
 //! Two streams: `txt` `[B, T, D]`, and the image tokens followed by the condition tokens, `x` `[B, N + Nc, D]`, which share
-//! their weights. Adapters act on condition tokens only. What is exact and cheaper is done: one text token may stand
+//! their weights. Adapters act on condition tokens only, unless asked to act on all. What is exact and cheaper is done: one text token may stand
 //! for many (`text_multiplicity`), the condition's modulation is computed once per adapter set, and of the last single
 //! block only what reaches the output: keys and values of text and condition, everything of the image.
 
@@ -59,8 +59,9 @@ pub struct Inputs {
     pub groups: Option<GroupBias>,
     /// Which adapters act on which sample.
     pub adapters: Arc<AdapterSet>,
-    /// Adapters act on image tokens too (`latent_lora`; what a plain diffusers + PEFT model does).
-    pub adapt_image: bool,
+    /// Adapters act on whatever runs through their layers: the condition, the image and, in the single blocks, the
+    /// text. That is what diffusers and PEFT do. Without it they act on the condition alone.
+    pub adapt_all: bool,
     /// Keep only each block's inputs for backward and compute its inside again.
     pub recompute: bool,
 }
@@ -77,8 +78,9 @@ struct Plan {
     /// Modulation of the stream, and of the text.
     stream: ModSource,
     text: ModSource,
-    /// Adapters on the stream's tokens, and on the rows of the condition's modulation.
+    /// The tokens that adapters act on, of the stream and of the text; the condition's modulation is always adapted.
     lora_tokens: Range<usize>,
+    lora_text: Range<usize>,
     set: Arc<AdapterSet>,
     row_set: Arc<AdapterSet>,
     rope: Arc<RopeTable>,
@@ -219,7 +221,8 @@ impl<'a> Flux<'a> {
             layout,
             stream,
             text,
-            lora_tokens: if inputs.adapt_image { 0..layout.stream() } else { img..layout.stream() },
+            lora_tokens: if inputs.adapt_all { 0..layout.stream() } else { img..layout.stream() },
+            lora_text: if inputs.adapt_all { 0..layout.txt } else { 0..0 },
             set,
             row_set,
             rope: Arc::new(RopeTable::new(&ids, &c.axes_dims_rope, c.rope_theta)?),
@@ -333,17 +336,16 @@ impl<'a> Flux<'a> {
         let n = ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
         let nt = ln(tape, &plan.text, &s.txt, mt, 0, 1)?;
         let lora = |tokens: Range<usize>| Some((tokens, &plan.set));
-        let all = plan.lora_tokens.clone();
+        let (all, text) = (plan.lora_tokens.clone(), &plan.lora_text);
 
         let lin = |name: &str, x: &Var, tokens: &Range<usize>| {
             self.linear(tape, &at(name), x, Epilogue::None, &[], lora(tokens.clone()))
         };
-        let lin_t = |name: &str, x: &Var| self.linear(tape, &at(name), x, Epilogue::None, &[], None);
         let (norm_q, norm_k) = (at("attn.norm_q"), at("attn.norm_k"));
         let k = self.norm_rope(tape, &norm_k, &lin("attn.to_k", &n, &all)?, &plan.rope)?;
         let v = lin("attn.to_v", &n, &all)?;
-        let kt = self.norm_rope(tape, &norm_k, &lin_t("attn.to_k", &nt)?, &plan.rope_txt)?;
-        let vt = lin_t("attn.to_v", &nt)?;
+        let kt = self.norm_rope(tape, &norm_k, &lin("attn.to_k", &nt, text)?, &plan.rope_txt)?;
+        let vt = lin("attn.to_v", &nt, text)?;
 
         // Of the last block only image tokens go on.
         let l = plan.layout;
@@ -373,16 +375,17 @@ impl<'a> Flux<'a> {
             let (source, m) = if cut { (&plan.text, mt) } else { (&plan.stream, &m[..]) };
             return Ok((out(&o, &n, &resid, m, source, lora(tokens))?, s.txt));
         }
-        let qt = self.norm_rope(tape, &norm_q, &lin_t("attn.to_q", &nt)?, &plan.rope_txt)?;
+        let qt = self.norm_rope(tape, &norm_q, &lin("attn.to_q", &nt, text)?, &plan.rope_txt)?;
         let o = tape.apply(plan.attention.clone(), &[&q, &k, &v, &kt, &vt, &qt])?;
         let x = out(&o[0], &n, &resid, &m, &plan.stream, lora(tokens))?;
-        let txt = out(&o[1], &nt, &s.txt, mt, &plan.text, None)?;
+        let txt = out(&o[1], &nt, &s.txt, mt, &plan.text, lora(text.clone()))?;
         Ok((x, txt))
     }
 
     /// The modulation tables of a block's stream: the image's, then the condition's.
     fn modulation(&self, tape: &Tape<'a>, plan: &Plan, name: &str, s: &State) -> Result<Vec<Var>> {
-        let image_lora = (plan.lora_tokens.start == 0 && plan.layout.cond == 0).then_some((0..1, &plan.set));
+        // Where the image is adapted, so is its modulation.
+        let image_lora = (plan.lora_tokens.start == 0).then_some((0..1, &plan.set));
         let mut m = vec![self.linear(tape, name, &s.emb, Epilogue::None, &[], image_lora)?];
         if let Some(e) = &s.cond_emb {
             m.push(self.linear(tape, name, e, Epilogue::None, &[], Some((0..1, &plan.row_set)))?);

@@ -3,12 +3,11 @@
 //! Reading copies a tensor out of the map, so a file may be replaced (not truncated in place) while a run holds it.
 
 use crate::engine::map;
-use crate::engine::{DType, Device, Tensor};
+use crate::engine::{DType, Device, Tensor, simd};
 use crate::error::did_you_mean;
 use crate::files::replace;
 use crate::{Error, Result};
 use half::{bf16, f16};
-use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -26,7 +25,8 @@ const _: () =
 /// One open safetensors file.
 pub struct SafeFile {
     path: PathBuf,
-    map: Mmap,
+    /// The file's bytes, mapped or in memory.
+    all: Box<dyn AsRef<[u8]> + Send + Sync>,
     /// Where the tensors' bytes begin.
     start: usize,
     metadata: BTreeMap<String, String>,
@@ -39,18 +39,28 @@ impl SafeFile {
         let path = path.as_ref().to_path_buf();
         let file = File::open(&path).map_err(Error::io(&path))?;
         let meta = file.metadata().map_err(Error::io(&path))?;
-        let wrong = |detail: String| Error::format(&path, detail);
         if meta.is_dir() {
-            return Err(wrong("is a folder, wanted a .safetensors file".into()));
+            return Err(Error::format(&path, "is a folder, wanted a .safetensors file"));
         }
-        if meta.len() < PREFIX as u64 {
-            return Err(wrong(format!("has {} bytes: truncated, or not a safetensors file", meta.len())));
+        if meta.len() == 0 {
+            return Self::from_bytes(path, []); // which cannot be mapped
         }
         let map = map(&file).map_err(Error::io(&path))?;
-        let (header, start) = header(&map).map_err(wrong)?;
-        let parsed: Metadata = serde_json::from_slice(header)
-            .map_err(|e| wrong(format!("not a valid safetensors header ({e}); the file is damaged")))?;
-        let (have, want) = (map.len() - start, parsed.data_len());
+        Self::from_bytes(path, map)
+    }
+
+    /// [`SafeFile::open`] of a file's bytes; errors name it `path`.
+    pub fn from_bytes(path: impl AsRef<Path>, all: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let wrong = |detail: String| Error::format(&path, detail);
+        let bytes = all.as_ref();
+        let (header, start) = header(bytes).map_err(wrong)?;
+        let parsed: Metadata = serde_json::from_slice(header).map_err(|e| {
+            wrong(format!(
+                "not a valid safetensors header ({e}): the file is damaged; fetch or save it again"
+            ))
+        })?;
+        let (have, want) = (bytes.len() - start, parsed.data_len());
         if have != want {
             let what = if have < want { "truncated" } else { "followed by bytes that belong to no tensor" };
             return Err(wrong(format!(
@@ -59,7 +69,7 @@ impl SafeFile {
         }
         let tensors = parsed.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
         let metadata = parsed.metadata().clone().unwrap_or_default().into_iter().collect();
-        Ok(Self { path, map, start, metadata, tensors })
+        Ok(Self { path, all: Box::new(all), start, metadata, tensors })
     }
 
     /// The file's path, as it was opened.
@@ -91,7 +101,7 @@ impl SafeFile {
     }
 
     fn bytes(&self, info: &TensorInfo) -> &[u8] {
-        &self.map[self.start + info.data_offsets.0..self.start + info.data_offsets.1]
+        &(*self.all).as_ref()[self.start + info.data_offsets.0..self.start + info.data_offsets.1]
     }
 
     fn unreadable(&self, name: &str, dtype: Dtype, wanted: &str) -> Error {
@@ -102,6 +112,23 @@ impl SafeFile {
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         let info = self.info(name)?;
         Tensor::from_slice(device, &info.shape, &self.f32s(name, info)?)
+    }
+
+    /// A tensor to compute with: [`SafeFile::tensor`], refused unless every value is a finite number.
+    pub fn weight(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let t = self.tensor(name, device)?;
+        if let Some(i) = simd::first_non_finite(t.f32()) {
+            let (value, shape) = (t.f32()[i], t.shape());
+            return Err(Error::format(
+                &self.path,
+                format!(
+                    "tensor `{name}` {shape:?} holds {value} at index {:?}, wanted finite numbers: the training that wrote \
+                     it went astray, or the file is damaged; use an earlier one",
+                    index(shape, i)
+                ),
+            ));
+        }
+        Ok(t)
     }
 
     /// A tensor as it is stored where that is BF16, as f32 otherwise (see [`SafeFile::tensor`]).
@@ -145,9 +172,22 @@ impl SafeFile {
     }
 }
 
+/// Where element `i` of a row-major tensor is.
+fn index(shape: &[usize], mut i: usize) -> Vec<usize> {
+    let mut at: Vec<usize> = Vec::new();
+    for &side in shape.iter().rev() {
+        at.push(i % side);
+        i /= side;
+    }
+    at.reverse();
+    at
+}
+
 /// The header's bytes and where the data begins.
 fn header(map: &[u8]) -> Result<(&[u8], usize), String> {
-    let (prefix, rest) = map.split_first_chunk::<PREFIX>().ok_or("has fewer than 8 bytes")?;
+    let (prefix, rest) = map
+        .split_first_chunk::<PREFIX>()
+        .ok_or_else(|| format!("has {} bytes: truncated, or not a safetensors file", map.len()))?;
     let length = u64::from_le_bytes(*prefix);
     if rest.first() != Some(&b'{') {
         return Err("not a safetensors file: no header begins at byte 8".into());
@@ -260,6 +300,10 @@ impl Folder {
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         self.file(name)?.tensor(name, device)
     }
+    /// A tensor to compute with; see [`SafeFile::weight`].
+    pub fn weight(&self, name: &str, device: &Device) -> Result<Tensor> {
+        self.file(name)?.weight(name, device)
+    }
     /// A tensor in bf16 where it is stored so; see [`SafeFile::stored`].
     pub fn stored(&self, name: &str, device: &Device) -> Result<Tensor> {
         self.file(name)?.stored(name, device)
@@ -283,7 +327,10 @@ impl Folder {
     fn file(&self, name: &str) -> Result<&SafeFile> {
         self.index.get(name).map(|&place| &self.files[place]).ok_or_else(|| {
             let hint = did_you_mean(name, self.names());
-            Error::format(&self.dir, format!("no file of it holds tensor `{name}`{hint}"))
+            Error::format(
+                &self.dir,
+                format!("no file of it holds tensor `{name}`{hint}; fetch or save the folder again"),
+            )
         })
     }
 }

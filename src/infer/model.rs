@@ -47,8 +47,24 @@ pub struct Model {
     pub adapters: Vec<Adapter>,
 }
 
+/// Refuses what is no run directory, or one of a run that has not got as far as its model.
+fn expect_run(run: &Path) -> Result<()> {
+    let lacking = [layout::BASE, layout::CODEC].into_iter().find(|part| !run.join(part).exists());
+    match lacking {
+        _ if !run.is_dir() => {
+            Err(Error::Usage(format!("{}: no such folder; wanted a trained run", run.display())))
+        }
+        Some(part) => Err(Error::format(
+            run,
+            format!("holds no {part}: not a trained run, or one that has not finished"),
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Reads a codec's statistics from a run directory.
 pub fn load_codec(run: &Path) -> Result<HaarCodec> {
+    expect_run(run)?;
     let path = run.join(layout::CODEC);
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
     serde_json::from_str(&text).map_err(|e| Error::format(&path, e.to_string()))
@@ -57,6 +73,7 @@ pub fn load_codec(run: &Path) -> Result<HaarCodec> {
 impl Model {
     /// The model of a run directory with those of `adapters` (see [`layout`]) that it has.
     pub fn open(run: &Path, adapters: &[&str], device: &Device) -> Result<Self> {
+        expect_run(run)?;
         let base = run.join(layout::BASE);
         let config = FluxConfig::load(&base)?;
         let weights = Weights::load(&Folder::open(&base)?, &config, device)?;
@@ -66,8 +83,13 @@ impl Model {
             let file = AdapterFile::load(&dir, device)?;
             file.validate(&config)?;
             if let Some(name) = &file.lq_resize {
-                let unknown =
-                    || Error::format(&dir, format!("trained with lq_resize = {name}, which is unknown here"));
+                let unknown = || {
+                    let known: Vec<&str> = LqResize::NAMES.iter().map(|n| n.0).collect();
+                    Error::format(
+                        &dir,
+                        format!("trained with lq_resize = {name}, wanted one of {}", known.join(", ")),
+                    )
+                };
                 lq_resize = LqResize::named(name).ok_or_else(unknown)?;
             }
             loaded.push(Adapter::frozen(&file, 1.0));

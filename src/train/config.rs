@@ -103,9 +103,9 @@ impl Config {
         let Some((_, text)) = PRESETS.iter().find(|(n, _)| *n == name) else {
             let names: Vec<&str> = PRESETS.iter().map(|p| p.0).collect();
             return Err(Error::Usage(format!(
-                "there is no preset `{name}`{}; there are: {}",
-                did_you_mean(name, names.iter().copied()),
-                names.join(", ")
+                "there is no preset `{name}`; there are: {}{}",
+                names.join(", "),
+                did_you_mean(name, names.iter().copied())
             )));
         };
         let origin = format!("configs/{name}.toml");
@@ -379,7 +379,7 @@ impl OptionInfo {
 }
 
 fn reversed<T: PartialOrd + std::fmt::Display>(lo: &str, a: T, hi: &str, b: T) -> (bool, String) {
-    (a > b, format!("{lo} = {a} is more than {hi} = {b}"))
+    (a > b, format!("{lo} = {a} is more than {hi} = {b}; lower the first or raise the second"))
 }
 
 /// Every option as `section.key`.
@@ -394,7 +394,7 @@ fn find_section(name: &str) -> Result<Section, String> {
     Section::ALL.iter().find(|(n, _)| *n == name).map(|&(_, s)| s).ok_or_else(|| {
         let names: Vec<&str> = Section::ALL.iter().map(|s| s.0).collect();
         let hint = did_you_mean(name, names.iter().copied());
-        format!("unknown section `[{name}]`{hint}; there are: {}", names.join(", "))
+        format!("unknown section `[{name}]`; there are: {}{hint}", names.join(", "))
     })
 }
 
@@ -408,14 +408,16 @@ fn split_set(text: &str) -> Result<(&str, &str, &str)> {
 }
 
 fn read_file(path: &Path) -> Result<Table> {
-    parse(path, &std::fs::read_to_string(path).map_err(Error::io(path))?)
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::Usage(format!("{}: {e}; wanted a TOML file of options", path.display())))?;
+    parse(path, &text)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Table> {
     text.parse().map_err(|e: toml::de::Error| {
         let line = e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
         let line = line.map(|n| format!("line {n}: ")).unwrap_or_default();
-        Error::format(path, format!("{line}{}", e.message()))
+        Error::Usage(format!("{}: {line}{}", path.display(), e.message()))
     })
 }
 

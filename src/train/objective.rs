@@ -67,7 +67,7 @@ pub fn velocity<'a>(
         text_multiplicity: multiplicity as f32,
         groups: None,
         adapters: Arc::new(adapters),
-        adapt_image: false,
+        adapt_all: false,
         recompute: mode.recompute,
     };
     tape.one(Unpack { height, width }, &[&flux.forward(tape, &inputs)?])

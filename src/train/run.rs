@@ -108,7 +108,7 @@ pub fn run(
     let begun = Instant::now();
     if config.data.scale != SCALE {
         return Err(Error::Usage(format!(
-            "data.scale = {}: this codec's models are ×{SCALE}",
+            "data.scale = {}: this codec's models are ×{SCALE}; set it to that",
             config.data.scale
         )));
     }
@@ -193,6 +193,9 @@ fn vacant(out: &Path) -> Result<()> {
     if out.join(CONFIG).exists() {
         let detail = "there is a run already; go on with it by --resume, choose another --out, or remove it";
         return Err(Error::Usage(format!("{}: {detail}", out.display())));
+    }
+    if out.exists() && !out.is_dir() {
+        return Err(Error::Usage(format!("{} is a file; --out wants a folder", out.display())));
     }
     Ok(())
 }

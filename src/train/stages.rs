@@ -333,7 +333,8 @@ impl Artifacts {
             let base = run.join(layout::BASE);
             let stored = FluxConfig::load(&base)?;
             if &stored != config {
-                let detail = format!("its model is {stored:?}, the options ask for {config:?}");
+                let detail =
+                    format!("another model than the options ask for: {}", stored.differences(config));
                 return Err(Error::format(base.join("config.json"), detail));
             }
             self.base = Some(Weights::load(&Folder::open(&base)?, config, device)?);

@@ -61,7 +61,7 @@ pub(super) fn plain(f: &mut Fixture, device: &Device) -> Result<()> {
         text_multiplicity: 1.0,
         groups: None,
         adapters: Arc::new(AdapterSet::uniform(vec![], batch)),
-        adapt_image: false,
+        adapt_all: false,
         recompute: false,
     };
     let mut seen: HashMap<String, Tensor> = HashMap::new();
@@ -195,7 +195,7 @@ fn cond_inputs(
         text_multiplicity: 512.0,
         groups: f.group_bias()?,
         adapters: Arc::new(AdapterSet::uniform(set, batch)),
-        adapt_image: false,
+        adapt_all: false,
         recompute: false,
     })
 }

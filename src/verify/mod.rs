@@ -12,6 +12,7 @@ mod sobolev;
 mod steps;
 
 use crate::engine::Device;
+use crate::error::did_you_mean;
 use crate::{Error, Result};
 use fixture::Fixture;
 use std::path::Path;
@@ -67,7 +68,9 @@ pub fn run(dir: &Path, only: &[String], device: &Device) -> Result<Vec<Row>> {
     for name in only {
         if !stems.contains(name) {
             let have = if stems.is_empty() { "none".to_owned() } else { stems.join(", ") };
-            let detail = format!("no golden vectors named {name} in {}; there are: {have}", dir.display());
+            let hint = did_you_mean(name, stems.iter().map(String::as_str));
+            let detail =
+                format!("no golden vectors named {name} in {}; there are: {have}{hint}", dir.display());
             return Err(Error::Usage(detail));
         }
     }

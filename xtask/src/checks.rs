@@ -73,8 +73,10 @@ pub fn clippy() -> Result<(), String> {
     cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])
 }
 
+/// The library alone, and a program that links it so and checks what it computes.
 pub fn library() -> Result<(), String> {
-    cargo(&["check", "--no-default-features", "--lib"])
+    cargo(&["check", "--no-default-features", "--lib"])?;
+    cargo(&["run", "--release", "--no-default-features", "--example=link"])
 }
 
 /// The library without its default features must not pull what only the binary needs.
@@ -112,6 +114,12 @@ pub fn verify() -> Result<(), String> {
 /// The table op × input; the test fails on a miss.
 pub fn mutate() -> Result<(), String> {
     cargo(&[&HOOKED[..], &["--", "--nocapture"]].concat())
+}
+
+/// The table entry point × cases; the test fails on a panic, a hang or too much memory.
+pub fn fuzz(cases: u32) -> Result<(), String> {
+    let args = ["test", "--release", "--test=fuzz", "--", "--nocapture", "--test-threads=1"];
+    run(cargo_command(&args).env("ASASR_FUZZ_CASES", cases.to_string()))
 }
 
 /// Has the test that compares docs/options.md with the options write it instead.

@@ -35,6 +35,12 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Damaged input at every entry point: no panic, no hang, no memory out of proportion; and a table
+    Fuzz {
+        /// Cases in all
+        #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(8..))]
+        cases: u32,
+    },
     /// Write docs/options.md and asasr.example.toml anew from the options' definitions
     Docs,
 }
@@ -44,6 +50,7 @@ fn main() -> ExitCode {
         Command::Test { only } => steps::run(&only),
         Command::Mutate => checks::mutate(),
         Command::Soak { kill, seed } => soak::run(kill, seed),
+        Command::Fuzz { cases } => checks::fuzz(cases),
         Command::Docs => checks::write_docs(),
     };
     match outcome {

@@ -14,7 +14,7 @@ type Step = (&'static str, &'static str, fn() -> Outcome);
 const STEPS: [Step; 10] = [
     ("fmt", "the code is formatted", checks::fmt),
     ("clippy", "no warning in any target with any feature", checks::clippy),
-    ("lib", "the library alone compiles", checks::library),
+    ("lib", "the library alone compiles, and a program links it", checks::library),
     ("tree", "the library alone pulls nothing of the command line", checks::tree),
     ("doc", "the documentation has no warning", checks::doc),
     ("test", "unit, integration and documentation tests", checks::test),

@@ -1,6 +1,6 @@
 //! What a run leaves to read: one JSON object per step, a summary at the end, and the memory it took.
 
-use crate::eval::Metrics;
+use crate::eval::{Evaluation, Metrics, Scores};
 use crate::files::{Disk, write_atomic};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -139,6 +139,12 @@ pub struct Eval {
 }
 
 impl Eval {
+    /// The set metrics of every method of `evaluation`.
+    pub fn of(evaluation: &Evaluation) -> Self {
+        let of = |name: &str| evaluation.method(name).map(Scores::metrics);
+        Self { bicubic: of("bicubic"), base: of("base"), sft: of("sft"), asdpo: of("asdpo") }
+    }
+
     /// The rows there are, in order, with their names.
     pub fn rows(&self) -> impl Iterator<Item = (&'static str, Metrics)> {
         [("bicubic", self.bicubic), ("base", self.base), ("sft", self.sft), ("asdpo", self.asdpo)]

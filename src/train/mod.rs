@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod environment;
+mod evaluation;
 mod export;
 pub mod init;
 pub mod log;

@@ -30,7 +30,8 @@ pub struct Monitor {
     loss: Running,
     coefficient: Running,
     negative_margins: Running,
-    first_validation: Option<f64>,
+    /// Flow-matching error and high-frequency energy of the first validation.
+    first_validation: Option<(f64, f64)>,
     /// When each kind of warning may be given again.
     quiet_until: BTreeMap<String, usize>,
 }
@@ -92,7 +93,7 @@ impl Monitor {
     /// Validation samples were restored; what there is to say about them. `loss` is the flow-matching error on held-out
     /// images.
     pub fn validation(&mut self, loss: f64, metrics: &Metrics, preference: bool) -> Vec<String> {
-        let first = *self.first_validation.get_or_insert(loss);
+        let (first, first_hf) = *self.first_validation.get_or_insert((loss, metrics.hf_ratio));
         let mut said = Vec::new();
         if !preference {
             return said;
@@ -104,10 +105,10 @@ impl Monitor {
             );
             said.extend(self.once("fleeing", text));
         }
-        if metrics.hf_ratio > STIPPLED {
+        if metrics.hf_ratio > STIPPLED.max(first_hf) {
             let text = format!(
-                "restored images hold {:.2} times the originals' high frequencies: textures are being invented; look at \
-                 samples/, raise asdpo.beta or stop earlier",
+                "restored images hold {:.2} times the originals' high frequencies, {first_hf:.2} at the stage's beginning: \
+                 textures are being invented; look at samples/, raise asdpo.beta or stop earlier",
                 metrics.hf_ratio
             );
             said.extend(self.once("stippled", text));
@@ -198,6 +199,7 @@ mod tests {
         assert!(m.validation(1.4, &metrics(1.2), true)[0].contains("from 1.0000 to 1.4000"));
         assert!(m.validation(1.0, &metrics(1.7), true)[0].contains("1.70 times"));
         assert!(Monitor::default().validation(1.0, &metrics(1.7), false).is_empty());
+        assert!(Monitor::default().validation(1.0, &metrics(1.7), true).is_empty(), "it began so");
     }
 
     /// With margins proportional to β the coefficient reaches its target.

@@ -1,33 +1,23 @@
-//! A whole run: data, stages, evaluation on held-out images, picture and summary.
+//! A whole run: where it starts, data, stages, evaluation and summary.
 
 use super::checkpoint::{self, CHECKPOINTS, Checkpoint, prune};
 use super::config::Config;
-use super::environment;
-use super::log::{Eval, StageSummary, Summary, peak_rss_mb};
+use super::log::{StageSummary, Summary, peak_rss_mb};
 use super::objective::Adversary;
 use super::options::StageName;
 use super::stages::{Artifacts, Context, Progress, missing};
 use super::validation::{Logs, Validation};
-use crate::data::{
-    DeadLeavesSource, Degradation, EvalPair, Folder, HaarCodec, Image, Sampler, Source, Split, montage,
-    nearest, torch_up,
-};
+use super::{environment, evaluation};
+use crate::data::{DeadLeavesSource, Degradation, Folder, HaarCodec, Sampler, Source, Split};
 use crate::engine::Device;
-use crate::eval::{Metrics, evaluate};
 use crate::files::{expect_space, remove_leftovers, write_atomic};
 use crate::flux::config::FluxConfig;
-use crate::flux::params::Adapter;
-use crate::infer::model::{Model, SCALE, layout, load_codec};
+use crate::infer::model::{SCALE, layout, load_codec};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
-
-/// Crops restored in one forward pass of the evaluation.
-const EVAL_BATCH: usize = 8;
-/// Rows of the comparison picture.
-const PICTURE_ROWS: usize = 6;
 
 /// The configuration of a run, in its directory.
 const CONFIG: &str = "config.toml";
@@ -151,6 +141,9 @@ pub fn run(
     }
     room(config, &flux, out)?;
     std::fs::create_dir_all(out).map_err(Error::io(out))?;
+    if *start != Start::New {
+        rewind(out, config, resumed.as_ref(), progress)?;
+    }
     remove_all_leftovers(out)?;
     write_atomic(out.join(CONFIG), config.to_toml().as_bytes())?;
     let codec_json =
@@ -166,8 +159,7 @@ pub fn run(
         let start = resumed.as_ref().filter(|c| c.stage == stage);
         context.run(stage, start, &mut made, &mut logs)?;
     }
-    let pairs = context.sampler.held_out(config.run.eval_crops)?;
-    let eval = evaluation(&context, made, &pairs)?;
+    let eval = evaluation::evaluate(&context, made)?;
     let summary = Summary {
         stages: StageSummary::of_run(out)?,
         eval,
@@ -246,7 +238,17 @@ fn resume(
             differences.join("\n  ")
         )));
     }
-    match &checkpoint {
+    Ok(checkpoint)
+}
+
+/// Makes the run directory what it was at `checkpoint`, now that nothing speaks against it.
+fn rewind(
+    out: &Path,
+    config: &Config,
+    checkpoint: Option<&Checkpoint>,
+    progress: &dyn Progress,
+) -> Result<()> {
+    match checkpoint {
         Some(c) => {
             progress.say(&format!("going on from {}", c.path.display()));
             for moved in c.go_back(out)? {
@@ -260,7 +262,7 @@ fn resume(
     if summary.exists() {
         std::fs::remove_file(&summary).map_err(Error::io(&summary))?;
     }
-    Ok(checkpoint)
+    Ok(())
 }
 
 /// The stages a checkpoint has behind it.
@@ -325,56 +327,4 @@ fn stages_have_what_they_need(config: &Config, made: &Artifacts) -> Result<()> {
         have.push(makes(stage));
     }
     Ok(())
-}
-
-/// Metrics of bicubic and of every policy there is, and the picture LQ | bicubic | sft | asdpo | HQ.
-fn evaluation(context: &Context, made: Artifacts, pairs: &[EvalPair]) -> Result<Eval> {
-    let hq: Vec<Image> = pairs.iter().map(|p| p.hq.clone()).collect();
-    let score = |sr: &[Image]| -> Result<Metrics> { evaluate(sr, &hq) };
-    let bicubic: Vec<Image> =
-        pairs.iter().map(|p| torch_up(&p.lq, p.hq.height, p.hq.width).clamped()).collect();
-    let mut eval = Eval { bicubic: Some(score(&bicubic)?), ..Eval::default() };
-    let Some(weights) = made.base else { return Ok(eval) };
-    let frozen = |name: &str| made.adapters.get(name).map(|f| Adapter::frozen(f, 1.0));
-    let config = context.flux.clone();
-    let lq_resize = context.config.data.lq_resize;
-    let codec = context.sampler.codec().clone();
-    let mut model = Model { config, codec, lq_resize, weights, adapters: Vec::new() };
-    let restore = |model: &Model| -> Result<Vec<Image>> {
-        let mut all = Vec::new();
-        for group in pairs.chunks(EVAL_BATCH) {
-            if context.stop.load(Ordering::Relaxed) {
-                let saved = format!("training is saved; go on with --resume --out {}", context.out.display());
-                return Err(Error::Interrupted { stage: "evaluation".to_owned(), step: all.len(), saved });
-            }
-            let lq: Vec<Image> = group.iter().map(|p| p.lq.clone()).collect();
-            let corners = vec![(0, 0); lq.len()];
-            all.extend(model.restore(&lq, &corners, context.config.run.eval_steps, &context.device)?);
-        }
-        Ok(all)
-    };
-    let mut columns = vec![("bicubic", bicubic)];
-    let base = restore(&model)?;
-    eval.base = Some(score(&base)?);
-    if let Some(sft) = frozen(layout::SFT) {
-        model.adapters.push(sft);
-        let images = restore(&model)?;
-        eval.sft = Some(score(&images)?);
-        columns.push(("sft", images));
-        if let Some(dpo) = frozen(layout::ASDPO) {
-            model.adapters.push(dpo);
-            let images = restore(&model)?;
-            eval.asdpo = Some(score(&images)?);
-            columns.push(("asdpo", images));
-        }
-    } else {
-        columns.push(("base", base));
-    }
-    let lq: Vec<Image> = pairs.iter().map(|p| nearest(&p.lq, p.hq.height, p.hq.width)).collect();
-    let rows: Vec<Vec<&Image>> = (0..pairs.len().min(PICTURE_ROWS))
-        .map(|i| std::iter::once(&lq[i]).chain(columns.iter().map(|c| &c.1[i])).chain([&hq[i]]).collect())
-        .collect();
-    let labels: Vec<&str> = ["LQ"].into_iter().chain(columns.iter().map(|c| c.0)).chain(["HQ"]).collect();
-    montage(&rows, &labels, 4, 2)?.save_png(context.out.join("samples.png"))?;
-    Ok(eval)
 }

@@ -55,6 +55,8 @@ struct Axis {
     scale: Scale,
     range: (f64, f64),
     place: (f64, f64),
+    /// Least distance of two marks: 1 where values between whole numbers mean nothing.
+    least: f64,
 }
 
 impl Axis {
@@ -69,7 +71,7 @@ impl Axis {
         // A flat curve gets some room, or rounding noise would fill the chart.
         let least = if scale == Scale::Log { 0.1 } else { 1e-6 * low.abs().max(high.abs()) };
         let spread = if high - low > least { pad * (high - low) } else { (0.1 * high.abs()).max(1e-9) };
-        Some(Self { scale, range: (low - spread * f64::from(pad > 0.0), high + spread), place })
+        Some(Self { scale, range: (low - spread * f64::from(pad > 0.0), high + spread), place, least: 0.0 })
     }
 
     fn at(&self, value: f64) -> f64 {
@@ -94,9 +96,9 @@ impl Axis {
                 return marks.into_iter().step_by(every).map(|v| (v, label(v, v))).collect();
             }
             let (low, high) = (10f64.powf(low), 10f64.powf(high));
-            return linear_ticks(low, high);
+            return linear_ticks(low, high, self.least);
         }
-        linear_ticks(low, high)
+        linear_ticks(low, high, self.least)
     }
 }
 
@@ -104,8 +106,8 @@ fn measure(scale: Scale, value: f64) -> f64 {
     if scale == Scale::Log { value.log10() } else { value }
 }
 
-fn linear_ticks(low: f64, high: f64) -> Vec<(f64, String)> {
-    let rough = (high - low) / 4.5;
+fn linear_ticks(low: f64, high: f64, least: f64) -> Vec<(f64, String)> {
+    let rough = ((high - low) / 4.5).max(least);
     let unit = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * unit).find(|s| *s >= rough).unwrap_or(unit);
     let first = (low / step).ceil() as i64;
@@ -136,6 +138,7 @@ impl Chart {
         let x = Axis::new(self.scales.0, points().map(|p| p.0), 0.0, (left, WIDTH - right))?;
         let y =
             Axis::new(self.scales.1, points().map(|p| p.1).chain(self.level), 0.05, (HEIGHT - bottom, top))?;
+        let x = Axis { least: if self.abscissa == "step" { 1.0 } else { 0.0 }, ..x };
         let title = esc(&self.title);
         let mut out =
             format!("<figure class=\"chart\"><figcaption>{title}</figcaption>\n<svg viewBox=\"0 0 ");
@@ -314,7 +317,8 @@ mod tests {
     #[test]
     fn ticks_are_round_and_few() {
         let labels =
-            |low, high| linear_ticks(low, high).into_iter().map(|t| t.1).collect::<Vec<_>>().join(" ");
+            |low, high| linear_ticks(low, high, 0.0).into_iter().map(|t| t.1).collect::<Vec<_>>().join(" ");
+        assert_eq!(linear_ticks(0.0, 2.0, 1.0).into_iter().map(|t| t.1).collect::<Vec<_>>(), ["0", "1", "2"]);
         assert_eq!(labels(0.0, 40.0), "0 10 20 30 40");
         assert_eq!(labels(0.0, 100_000.0), "0 50k 100k");
         assert_eq!(labels(0.0, 2.5e-5), "0 1e-5 2e-5");

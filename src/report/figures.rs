@@ -1,6 +1,6 @@
 //! What is drawn of a run: curves over its steps, radial spectra, pictures.
 
-use super::chart::{Chart, STYLES, Scale, Series, smooth, thin};
+use super::chart::{Chart, STYLES, Scale, Series, smooth};
 use super::gather::{Curve, Picture, Run, Stage};
 use super::html::esc;
 use crate::eval::RadialSpectra;
@@ -164,13 +164,11 @@ pub fn validations(runs: &[(String, Run)]) -> Option<String> {
     let mut out = String::new();
     for (label, run) in runs {
         for stage in &run.stages {
-            // Thinning by step alone: every picture is as high as the next.
-            let all: Curve = (0..stage.pictures.len()).map(|i| (i as f64, 0.0)).collect();
-            let kept = thin(&all, PICTURES);
+            let kept = evenly(stage.pictures.len(), PICTURES);
             let figures: String = kept
                 .iter()
-                .filter_map(|&(i, _)| {
-                    let (step, name) = &stage.pictures[i as usize];
+                .filter_map(|&i| {
+                    let (step, name) = &stage.pictures[i];
                     let (png, size) = picture(&run.folder, name)?;
                     Some(image(&Picture { png, size }, &format!("{}, step {step}", stage.name)))
                 })
@@ -179,13 +177,19 @@ pub fn validations(runs: &[(String, Run)]) -> Option<String> {
                 continue;
             }
             out += &format!("<h3>{}</h3>\n", esc(&of_run(&stage.name, label)));
-            if kept.len() < all.len() {
-                out += &format!("<p class=\"note\">{} of {} pictures.</p>\n", kept.len(), all.len());
+            let (some, all) = (kept.len(), stage.pictures.len());
+            if some < all {
+                out += &format!("<p class=\"note\">{some} of {all} pictures.</p>\n");
             }
             out += &format!("<div class=\"pictures\">{figures}</div>\n");
         }
     }
     (!out.is_empty()).then_some(out)
+}
+
+/// At most `most` (at least 2) of `0..n`, the first and the last among them.
+fn evenly(n: usize, most: usize) -> Vec<usize> {
+    if n <= most { (0..n).collect() } else { (0..most).map(|i| i * (n - 1) / (most - 1)).collect() }
 }
 
 fn image(picture: &Picture, caption: &str) -> String {
@@ -195,4 +199,15 @@ fn image(picture: &Picture, caption: &str) -> String {
         "<figure><button type=\"button\" class=\"zoom\" title=\"enlarge\"><img width=\"{w}\" height=\"{h}\" alt=\"{caption}\" \
          src=\"data:image/png;base64,{data}\"></button><figcaption>{caption}</figcaption></figure>\n"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_are_taken_at_equal_distances() {
+        assert_eq!(evenly(100, 12), [0, 9, 18, 27, 36, 45, 54, 63, 72, 81, 90, 99]);
+        assert_eq!((evenly(0, 12), evenly(3, 12)), (vec![], vec![0, 1, 2]));
+    }
 }

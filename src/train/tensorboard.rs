@@ -249,8 +249,11 @@ mod tests {
         found
     }
 
-    /// The events of a file, as (step, [(tag, value or picture's message)]); checks every frame.
-    fn events(path: &Path) -> Vec<(u64, Vec<(String, Vec<u8>)>)> {
+    /// Step, and tags with the value's or the picture's bytes.
+    type Event = (u64, Vec<(String, Vec<u8>)>);
+
+    /// The events of a file; checks every frame.
+    fn events(path: &Path) -> Vec<Event> {
         let file = std::fs::read(path).unwrap();
         let (mut rest, mut events) = (&file[..], Vec::new());
         let word = |b: &[u8]| u32::from_le_bytes(b[..4].try_into().unwrap());
@@ -260,7 +263,7 @@ mod tests {
             let data = &rest[12..12 + n];
             assert_eq!(word(&rest[12 + n..]), masked(data));
             rest = &rest[16 + n..];
-            let mut event = (0, Vec::new());
+            let mut event: Event = (0, Vec::new());
             for (field, value) in fields(data) {
                 match field {
                     1 => assert_eq!(value.len(), 8),

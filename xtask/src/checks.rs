@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Crates that only the command line may pull.
-const NOT_IN_THE_LIBRARY: [&str; 6] =
-    ["clap", "ctrlc", "indicatif", "plotters", "tokenizers", "tracing-subscriber"];
+const NOT_IN_THE_LIBRARY: [&str; 7] =
+    ["base64", "clap", "ctrlc", "indicatif", "plotters", "tokenizers", "tracing-subscriber"];
 
 /// The repository's root.
 pub fn root() -> &'static Path {

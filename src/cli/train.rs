@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let config = Config::load(args.preset.as_deref(), args.config.as_deref(), &sets)?;
     if args.print_config {
-        print!("{}", config.to_toml());
+        super::print(&config.to_toml())?;
         return Ok(ExitCode::SUCCESS);
     }
     threads(config.run.threads)?;

@@ -330,7 +330,7 @@ fn describe(path: &Path, text: &str) -> Result<PeftConfig> {
     ] {
         if on {
             return Err(Error::format(
-                &path,
+                path,
                 format!("{key} is true, which this engine does not support; train the adapter without it"),
             ));
         }

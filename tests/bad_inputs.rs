@@ -171,6 +171,26 @@ fn every_bad_input_is_refused_in_words() {
     insta::assert_snapshot!(report);
 }
 
+/// `asasr-engine inspect x | head`: the reader may go away first.
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let dir = tempfile::tempdir().unwrap();
+    tensors(dir.path(), r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8);
+    let file = dir.path().join("x.safetensors");
+    let lines: [&[&str]; 3] = [
+        &["inspect", file.to_str().unwrap()],
+        &["verify", "--only=sobolev"],
+        &["train", "--print-config", "--out=x"],
+    ];
+    for args in lines {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let out =
+            Command::new(env!("CARGO_BIN_EXE_asasr-engine")).args(args).stdout(writer).output().unwrap();
+        assert_eq!((out.status.code(), &*String::from_utf8_lossy(&out.stderr)), (Some(0), ""), "{args:?}");
+    }
+}
+
 /// Runs the binary in `dir` with a command line in which `[DIR]` and `[SMALL]` stand for what they say.
 fn engine(dir: &Path, line: &str) -> Output {
     let line = line.replace("[SMALL]", SMALL).replace("[DIR]", dir.to_str().unwrap());

@@ -1,9 +1,11 @@
 //! `asasr-engine inspect`.
 
+use super::print;
 use asasr_engine::engine::Device;
 use asasr_engine::flux::{AdapterFile, SafeFile};
 use asasr_engine::train::Summary;
 use asasr_engine::{Error, Result};
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,45 +21,50 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Err(Error::Usage(format!("{} does not exist", path.display())));
     }
     if path.join("summary.json").is_file() {
-        show_run(path)?;
+        print(&show_run(path)?)?;
     } else if path.is_dir() {
-        show_adapter(path)?;
+        print(&show_adapter(path)?)?;
     } else {
-        show_tensors(path)?;
+        print(&show_tensors(path)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_run(path: &Path) -> Result<()> {
+fn show_run(path: &Path) -> Result<String> {
+    let mut text = String::new();
     let s = Summary::load(path.join("summary.json"))?;
-    println!("run of version {}, seed {}, {:.0} s", s.version, s.seed, s.wall_s);
+    let _ = writeln!(text, "run of version {}, seed {}, {:.0} s", s.version, s.seed, s.wall_s);
     for stage in &s.stages {
         let (first, last) = (stage.first_loss, stage.last_loss);
-        println!(
+        let _ = writeln!(
+            text,
             "  {:<10} {:>6} steps, {:>6.0} s, loss {first:.4} → {last:.4}",
             stage.name, stage.steps, stage.seconds
         );
     }
     for (name, m) in s.eval.rows() {
-        println!("  {name:<8} {m}");
+        let _ = writeln!(text, "  {name:<8} {m}");
     }
-    Ok(())
+    Ok(text)
 }
 
-fn show_adapter(path: &Path) -> Result<()> {
+fn show_adapter(path: &Path) -> Result<String> {
+    let mut text = String::new();
     let file = AdapterFile::load(path, &Device::cpu())?;
     let values: usize = file.modules.values().map(|m| m.a.len() + m.b.len()).sum();
     let one = |v: Option<String>| v.unwrap_or_else(|| "mixed".to_owned());
     let rank = one(file.rank().map(|r| r.to_string()));
     let alpha = one(file.alpha().map(|a| a.to_string()));
-    println!(
+    let _ = writeln!(
+        text,
         "adapter {}: {} modules, rank {rank}, alpha {alpha}, {values} values",
         file.name,
         file.modules.len()
     );
     for (name, m) in &file.modules {
         let norm = |t: &[f32]| t.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-        println!(
+        let _ = writeln!(
+            text,
             "  {name:<52} A {:?} B {:?}  scale {:.3}  ‖A‖ {:.3}  ‖B‖ {:.3}",
             m.a.shape(),
             m.b.shape(),
@@ -66,20 +73,21 @@ fn show_adapter(path: &Path) -> Result<()> {
             norm(m.b.f32())
         );
     }
-    Ok(())
+    Ok(text)
 }
 
-fn show_tensors(path: &Path) -> Result<()> {
+fn show_tensors(path: &Path) -> Result<String> {
+    let mut text = String::new();
     let file = SafeFile::open(path)?;
     let mut values = 0;
     for (key, value) in file.metadata() {
-        println!("# {key} = {value}");
+        let _ = writeln!(text, "# {key} = {value}");
     }
     for name in file.names() {
         let shape = file.shape(name)?;
         values += shape.iter().product::<usize>();
-        println!("{name:<72} {shape:?}");
+        let _ = writeln!(text, "{name:<72} {shape:?}");
     }
-    println!("{} tensors, {values} values", file.names().count());
-    Ok(())
+    let _ = writeln!(text, "{} tensors, {values} values", file.names().count());
+    Ok(text)
 }

@@ -8,6 +8,7 @@ mod verify;
 
 use asasr_engine::{Error, Result};
 use clap::{Parser, Subcommand};
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +49,14 @@ pub fn main() -> ExitCode {
         eprintln!("error: {e}");
         ExitCode::from(e.exit_code())
     })
+}
+
+/// Prints; a reader that has gone away (`| head`) is no error, and no panic.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("standard output")(e)),
+        _ => Ok(()),
+    }
 }
 
 /// A flag that Ctrl-C raises; a second Ctrl-C ends the process at once.

@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let file = if as_before { Some(written.as_path()) } else { args.config.as_deref() };
     let config = Config::load(args.preset.as_deref(), file, &sets)?;
     if args.print_config {
-        print!("{}", config.to_toml());
+        super::print(&config.to_toml())?;
         return Ok(ExitCode::SUCCESS);
     }
     threads(config.run.threads)?;

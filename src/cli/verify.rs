@@ -1,9 +1,10 @@
 //! `asasr-engine verify`.
 
-use super::threads;
+use super::{print, threads};
 use asasr_engine::Result;
 use asasr_engine::engine::Device;
 use asasr_engine::verify::{self, Verdict};
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -30,7 +31,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         if here.is_dir() { here.to_owned() } else { Path::new(env!("CARGO_MANIFEST_DIR")).join(here) }
     });
     let rows = verify::run(&dir, &args.only, &Device::cpu())?;
-    println!("{:<16} {:>8} {:>12}  verdict", "name", "tensors", "error ÷ tol");
+    let mut text = String::new();
+    let _ = writeln!(text, "{:<16} {:>8} {:>12}  verdict", "name", "tensors", "error ÷ tol");
     for row in &rows {
         let (verdict, detail) = match row.verdict {
             Verdict::Passed => ("passed", String::new()),
@@ -38,17 +40,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             Verdict::Skipped => ("skipped", format!(": {}", row.detail)),
         };
         let worst = row.worst.as_ref().map_or(String::from("-"), |(r, _)| format!("{r:.3}"));
-        println!("{:<16} {:>8} {:>12}  {verdict}{detail}", row.name, row.tensors, worst);
+        let _ = writeln!(text, "{:<16} {:>8} {:>12}  {verdict}{detail}", row.name, row.tensors, worst);
         if args.verbose {
             if let Some((_, at)) = &row.worst {
-                println!("{:16} worst at {at}", "");
+                let _ = writeln!(text, "{:16} worst at {at}", "");
             }
-            row.left_out.iter().for_each(|why| println!("{:16} left out {why}", ""));
+            for why in &row.left_out {
+                let _ = writeln!(text, "{:16} left out {why}", "");
+            }
         }
     }
     let count = |v: Verdict| rows.iter().filter(|r| r.verdict == v).count();
     let (passed, failed, skipped) = (count(Verdict::Passed), count(Verdict::Failed), count(Verdict::Skipped));
-    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    let _ = writeln!(text, "{passed} passed, {failed} failed, {skipped} skipped");
+    print(&text)?;
     if passed + failed == 0 {
         eprintln!("error: nothing was replayed from {}", dir.display());
     }

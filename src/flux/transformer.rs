@@ -1,9 +1,10 @@
 //! FLUX's transformer with a condition branch.
 //!
 //! Two streams: `txt` `[B, T, D]`, and the image tokens followed by the condition tokens, `x` `[B, N + Nc, D]`, which share
-//! their weights. Adapters act on condition tokens only, unless asked to act on all. What is exact and cheaper is done: one text token may stand
-//! for many (`text_multiplicity`), the condition's modulation is computed once per adapter set, and of the last single
-//! block only what reaches the output: keys and values of text and condition, everything of the image.
+//! their weights. Adapters act on condition tokens only, unless asked to act on all. What is exact and cheaper is done:
+//! one text token may stand for many (`text_multiplicity`), the condition's modulation is computed once per adapter set,
+//! and of the last single block only what reaches the output: keys and values of text and condition, everything of the
+//! image.
 
 use super::config::FluxConfig;
 use super::params::{Adapter, Weights};

@@ -76,7 +76,8 @@ impl Config {
     pub fn load(preset: Option<&str>, file: Option<&Path>, sets: &[String]) -> Result<Self> {
         let table = file.map(read_file).transpose()?;
         let sets = sets.iter().map(|s| split_set(s)).collect::<Result<Vec<_>>>()?;
-        let set_preset = sets.iter().rev().find(|s| (s.0, s.1) == ("run", "preset")).map(|s| s.2);
+        let set_preset = sets.iter().rev().find(|s| (s.0, s.1) == ("run", "preset"));
+        let set_preset = set_preset.map(|s| s.2.trim_matches('"'));
         if let (Some(a), Some(b)) = (preset, set_preset)
             && a != b
         {

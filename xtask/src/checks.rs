@@ -26,12 +26,12 @@ pub fn binary() -> Result<Command, String> {
     Ok(command)
 }
 
-/// Flags of the one build with every test hook in it: `mutate` and `soak` share it.
-const HOOKED: [&str; 4] = ["test", "--release", "--features=mutate,faults", "--test=mutate"];
+/// Flags of the one build with every test hook in it: `mutate`, `soak` and `disk` share it.
+const HOOKED: [&str; 3] = ["test", "--release", "--features=mutate,faults"];
 
 /// A copy of the engine's command line with faults on demand.
 pub fn faulty_binary() -> Result<PathBuf, String> {
-    cargo(&[&HOOKED[..], &["--no-run"]].concat())?;
+    cargo(&[&HOOKED[..], &["--test=mutate", "--test=full_disk", "--no-run"]].concat())?;
     let copy = target().join("release/asasr-engine-faults");
     let built = target().join("release/asasr-engine");
     std::fs::copy(&built, &copy).map_err(|e| format!("{}: {e}", built.display()))?;
@@ -113,7 +113,12 @@ pub fn verify() -> Result<(), String> {
 
 /// The table op × input; the test fails on a miss.
 pub fn mutate() -> Result<(), String> {
-    cargo(&[&HOOKED[..], &["--", "--nocapture"]].concat())
+    cargo(&[&HOOKED[..], &["--test=mutate", "--", "--nocapture"]].concat())
+}
+
+/// Disks that fill up, are too small, or cannot be written.
+pub fn disk() -> Result<(), String> {
+    cargo(&[&HOOKED[..], &["--test=full_disk", "--", "--nocapture"]].concat())
 }
 
 /// The table entry point × cases; the test fails on a panic, a hang or too much memory.

@@ -11,7 +11,7 @@ type Outcome = Result<(), String>;
 /// Name, what it shows, how.
 type Step = (&'static str, &'static str, fn() -> Outcome);
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     ("fmt", "the code is formatted", checks::fmt),
     ("clippy", "no warning in any target with any feature", checks::clippy),
     ("lib", "the library alone compiles, and a program links it", checks::library),
@@ -21,6 +21,7 @@ const STEPS: [Step; 10] = [
     ("verify", "golden vectors of the reference", checks::verify),
     ("smoke", "a short training run; same bits on 1 and 2 threads", smoke::run),
     ("soak", "a killed and resumed run ends with the same bytes", || soak::run(3, 1)),
+    ("disk", "a full or read-only disk stops a run and breaks nothing", checks::disk),
     ("mutate", "gradcheck catches every wrong gradient", checks::mutate),
 ];
 

@@ -1,6 +1,6 @@
 //! `asasr-engine upscale`.
 
-use super::{print, threads};
+use super::threads;
 use asasr_engine::data::Image;
 use asasr_engine::engine::Device;
 use asasr_engine::infer::model::layout;
@@ -64,14 +64,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })?;
     bar.finish_and_clear();
     hq.save_png(&args.output)?;
-    print(&format!(
-        "{} {}×{} → {} {}×{}\n",
+    println!(
+        "{} {}×{} → {} {}×{}",
         args.input.display(),
         lq.width,
         lq.height,
         args.output.display(),
         hq.width,
         hq.height
-    ))?;
+    );
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,7 @@ use super::{ctrl_c, threads};
 use asasr_engine::train::checkpoint::CHECKPOINTS;
 use asasr_engine::train::stages::Progress;
 use asasr_engine::train::{Config, StageSummary, Start};
-use asasr_engine::{Error, Result};
+use asasr_engine::{Error, Result, report};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -76,7 +76,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         checkpoint: checkpoint(&args.out, at),
         change_config: args.change_config,
     });
-    let summary = asasr_engine::train::run(&config, &args.out, &start, &Bars::default(), &stop)?;
+    let outcome = asasr_engine::train::run(&config, &args.out, &start, &Bars::default(), &stop);
+    let shown = match &outcome {
+        // Of a run that was stopped, too.
+        Ok(_) | Err(Error::Interrupted { .. } | Error::NonFinite { .. }) => {
+            report::write(&[&args.out], &args.out.join("report.html"))
+        }
+        Err(_) => Ok(()),
+    };
+    let summary = outcome?;
+    shown?;
     println!(
         "\n{:<8} {:>8} {:>8} {:>9} {:>9} {:>9}",
         "", "PSNR-Y", "SSIM-Y", "LSD dB", "rLSD dB", "hf_ratio"
@@ -88,7 +97,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         );
     }
     let rss = summary.peak_rss_mb.map_or(String::new(), |mb| format!(", {mb:.0} MiB at most"));
-    println!("\n{:.0} s{rss}; everything is in {} (look at samples.png)", summary.wall_s, args.out.display());
+    println!("\n{:.0} s{rss}; everything is in {} (open report.html)", summary.wall_s, args.out.display());
     Ok(ExitCode::SUCCESS)
 }
 

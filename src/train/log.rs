@@ -1,9 +1,13 @@
 //! What a run leaves to read: one JSON object per step, a summary at the end, and the memory it took.
 
+use super::read::Record;
+use super::tensorboard::EventFile;
+use super::validation::Look;
 use crate::eval::{Evaluation, Metrics, Scores};
 use crate::files::{Disk, write_atomic};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -70,6 +74,49 @@ fn open(path: &Path, lines: usize) -> std::io::Result<(File, usize)> {
     Ok((file, found))
 }
 
+/// The run's logs: a line per step, a line per validation, and both as TensorBoard events.
+pub struct Logs {
+    steps: JsonlLog,
+    looks: JsonlLog,
+    events: EventFile,
+}
+
+impl Logs {
+    /// Opens `log.jsonl` and `validation.jsonl` in `run`, after these numbers of lines.
+    pub fn open(run: &Path, (steps, looks): (usize, usize)) -> Result<Self> {
+        Ok(Self {
+            steps: JsonlLog::append(run.join(LOG), steps)?,
+            looks: JsonlLog::append(run.join("validation.jsonl"), looks)?,
+            events: EventFile::begin(run)?,
+        })
+    }
+
+    /// Writes the line of an update.
+    pub fn step(&mut self, line: &Record) -> Result<()> {
+        self.steps.write(line)?;
+        self.events.add(line, false)
+    }
+
+    /// Writes the line of a validation.
+    pub fn look(&mut self, look: &Look) -> Result<()> {
+        self.looks.write(look)?;
+        match serde_json::to_value(look) {
+            Ok(Value::Object(line)) => self.events.add(&line, true),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until both logs are on the disk, and gives their numbers of lines.
+    pub fn sync(&self) -> Result<(usize, usize)> {
+        self.steps.sync()?;
+        self.looks.sync()?;
+        Ok((self.steps.lines(), self.looks.lines()))
+    }
+}
+
+/// The log of updates, in the run directory.
+const LOG: &str = "log.jsonl";
+
 /// One finished stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageSummary {
@@ -88,7 +135,7 @@ pub struct StageSummary {
 impl StageSummary {
     /// The stages of which `run` has a log, in the order they ran.
     pub fn of_run(run: &Path) -> Result<Vec<Self>> {
-        let path = run.join("log.jsonl");
+        let path = run.join(LOG);
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let mut stages: Vec<Self> = Vec::new();
         for line in text.lines() {

@@ -2,12 +2,12 @@
 
 use super::checkpoint::{self, CHECKPOINTS, Checkpoint, prune};
 use super::config::Config;
-use super::log::{StageSummary, Summary, peak_rss_mb};
+use super::log::{Logs, StageSummary, Summary, peak_rss_mb};
 use super::objective::Adversary;
 use super::options::StageName;
 use super::stages::{Artifacts, Context, Progress, missing};
-use super::validation::{Logs, Validation};
-use super::{environment, evaluation};
+use super::validation::Validation;
+use super::{environment, evaluation, tensorboard};
 use crate::data::{DeadLeavesSource, Degradation, Folder, HaarCodec, Sampler, Source, Split};
 use crate::engine::Device;
 use crate::files::{expect_space, remove_leftovers, write_atomic};
@@ -159,6 +159,7 @@ pub fn run(
         let start = resumed.as_ref().filter(|c| c.stage == stage);
         context.run(stage, start, &mut made, &mut logs)?;
     }
+    tensorboard::export(out)?;
     let eval = evaluation::evaluate(&context, made)?;
     let summary = Summary {
         stages: StageSummary::of_run(out)?,

@@ -4,7 +4,7 @@
 //! little-endian; the bytes are one `tensorflow.Event` in protobuf's encoding, of which only what scalars and pictures
 //! need is written here. Scalars are f32: that is all the format's plain scalars hold.
 
-use super::read::{Record, each_record, picture, png_size};
+use super::read::{Record, each_record, picture};
 use crate::files::replace;
 use crate::{Error, Result};
 use crc::{CRC_32_ISCSI, Crc};
@@ -14,56 +14,41 @@ use std::path::{Path, PathBuf};
 
 /// Where [`export`] writes, below the run's folder. TensorBoard knows event files by the word `tfevents` in the name.
 pub const FILE: &str = "tensorboard/events.out.tfevents.0.asasr";
+/// Where the events of a running session go, until its end or the next session puts them into [`FILE`].
+const LIVE: &str = "tensorboard/events.out.tfevents.1.asasr";
 
 const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
-/// An event file being written.
+/// The events of a running session, to be watched while it goes on.
 pub struct EventFile {
-    path: PathBuf,
+    run: PathBuf,
     out: BufWriter<File>,
 }
 
 impl EventFile {
-    /// Makes the file, replacing one that is there, with the event that names the format's version. Times are seconds
-    /// since 1970.
-    pub fn create(path: &Path, wall_time: f64) -> Result<Self> {
+    /// Begins the events of a session of `run`, after those of its logs so far.
+    pub fn begin(run: &Path) -> Result<Self> {
+        export(run)?;
+        let path = run.join(LIVE);
         let begin = || -> io::Result<BufWriter<File>> {
-            let mut out = BufWriter::new(File::create(path)?);
-            write_version(&mut out, wall_time)?;
+            let mut out = BufWriter::new(File::create(&path)?);
+            write_version(&mut out, 0.0)?;
             out.flush()?;
             Ok(out)
         };
-        Ok(Self { path: path.to_owned(), out: begin().map_err(Error::io(path))? })
+        Ok(Self { run: run.to_owned(), out: begin().map_err(Error::io(&path))? })
     }
 
-    /// Adds the values, by tag, of one step; on disk when the call returns, to be watched while the run goes on.
-    pub fn scalars(&mut self, wall_time: f64, step: u64, values: &[(&str, f64)]) -> Result<()> {
-        let values = values.iter().map(|&(tag, v)| scalar(tag, v)).collect();
-        self.write(wall_time, step, values)
-    }
-
-    /// Adds a PNG file of `h` × `w` pixels.
-    pub fn picture(
-        &mut self,
-        wall_time: f64,
-        step: u64,
-        tag: &str,
-        png: &[u8],
-        (h, w): (u32, u32),
-    ) -> Result<()> {
-        if png_size(png) != Some((h, w)) {
-            let found =
-                png_size(png).map_or("no PNG file".into(), |(h, w)| format!("a PNG of {h}×{w} pixels"));
-            return Err(Error::shape("tensorboard", format!("{tag}: {found}; expected {h}×{w} pixels")));
-        }
-        self.write(wall_time, step, vec![image(tag, png, (h, w))])
-    }
-
-    fn write(&mut self, wall_time: f64, step: u64, values: Vec<Vec<u8>>) -> Result<()> {
-        let written = write_summary(&mut self.out, wall_time, step, &values);
-        written.and_then(|()| self.out.flush()).map_err(Error::io(&self.path))
+    /// Adds a line of `log.jsonl`, or of `validation.jsonl`; it is in the file when the call returns.
+    pub fn add(&mut self, record: &Record, validation: bool) -> Result<()> {
+        let prefix = if validation { VALIDATION } else { "" };
+        let written = convert_record(&self.run, record, prefix, &mut self.out);
+        written.and_then(|()| self.out.flush()).map_err(Error::io(self.run.join(LIVE)))
     }
 }
+
+/// What tags of `validation.jsonl` begin with.
+const VALIDATION: &str = "validation/";
 
 /// Builds the file for a whole run from its `log.jsonl` and `validation.jsonl`, complete or not at all: what is in the
 /// logs is in the events. Tags are `<stage>/<field>`, `validation/<stage>/<field>` and `validation/<stage>/picture`;
@@ -79,7 +64,7 @@ pub fn export(run: &Path) -> Result<()> {
     let mut outcome = Ok(());
     replace(&to, |out| {
         write_version(out, 0.0)?;
-        for (log, prefix) in [("log.jsonl", ""), ("validation.jsonl", "validation/")] {
+        for (log, prefix) in [("log.jsonl", ""), ("validation.jsonl", VALIDATION)] {
             let path = run.join(log);
             if path.is_file() {
                 outcome = convert(run, &path, prefix, out);
@@ -91,7 +76,12 @@ pub fn export(run: &Path) -> Result<()> {
         }
         Ok(())
     })
-    .map_err(|failed| outcome.err().unwrap_or(failed))
+    .map_err(|failed| outcome.err().unwrap_or(failed))?;
+    let live = run.join(LIVE);
+    if live.exists() {
+        std::fs::remove_file(&live).map_err(Error::io(&live))?;
+    }
+    Ok(())
 }
 
 /// Writes an event per record of the log at `path`.
@@ -283,24 +273,31 @@ mod tests {
         events
     }
 
+    /// Live and exported, the same lines give the same events.
     #[test]
     fn what_is_written_reads_back() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("events");
-        crate::data::Image::zeros(3, 5).save_png(dir.path().join("p.png")).unwrap();
-        let png = std::fs::read(dir.path().join("p.png")).unwrap();
-        let mut file = EventFile::create(&path, 1e9).unwrap();
-        file.scalars(1e9, 300, &[("a/loss", 0.1), ("a/lr", -2.0)]).unwrap();
-        file.picture(1e9, 301, "a/picture", &png, (3, 5)).unwrap();
-        let read = events(&path);
+        let run = dir.path();
+        crate::data::Image::zeros(3, 5).save_png(run.join("p.png")).unwrap();
+        let png = std::fs::read(run.join("p.png")).unwrap();
+        std::fs::write(run.join("log.jsonl"), "").unwrap();
+        let mut live = EventFile::begin(run).unwrap();
+        let line = r#"{"stage":"a","step":300,"loss":0.1,"lr":-2.0,"time":1e9}"#;
+        let look = r#"{"stage":"a","step":301,"picture":"p.png"}"#;
+        live.add(&serde_json::from_str(line).unwrap(), false).unwrap();
+        live.add(&serde_json::from_str(look).unwrap(), true).unwrap();
+        let read = events(&run.join(LIVE));
         assert_eq!((read.len(), read[1].0, read[2].0), (3, 300, 301));
         assert_eq!(read[1].1[0], ("a/loss".into(), 0.1f32.to_le_bytes().to_vec()));
         assert_eq!(read[1].1[1], ("a/lr".into(), (-2f32).to_le_bytes().to_vec()));
         let picture = fields(&read[2].1[0].1);
         assert_eq!(picture.iter().map(|f| f.0).collect::<Vec<_>>(), [1, 2, 3, 4]);
         assert_eq!((picture[0].1[0], picture[1].1[0], &picture[3].1), (3, 5, &png));
-        let e = file.picture(1e9, 302, "x", b"GIF", (3, 5)).unwrap_err().to_string();
-        assert!(e.contains("x: no PNG file; expected 3×5"), "{e}");
+        std::fs::write(run.join("log.jsonl"), format!("{line}\n")).unwrap();
+        std::fs::write(run.join("validation.jsonl"), format!("{look}\n")).unwrap();
+        export(run).unwrap();
+        assert_eq!(events(&run.join(FILE)), read);
+        assert!(!run.join(LIVE).exists(), "it is all in the one file");
     }
 
     #[test]

@@ -3,11 +3,11 @@
 
 use super::checkpoint::{self, Beside, Checkpoint, TrainState};
 use super::export;
-use super::log::StageSummary;
+use super::log::{Logs, StageSummary};
 use super::monitor::{Coefficients, Monitor, steer_beta};
 use super::options::{Named, StageName};
 use super::stages::{Artifacts, Context, Plan};
-use super::validation::{Logs, Policy};
+use super::validation::Policy;
 use crate::autograd::ParamSet;
 use crate::ops::adamw::{AdamW, clip_factor};
 use crate::{Error, Result};
@@ -145,7 +145,7 @@ impl Context<'_> {
         line.insert("seconds".into(), before.elapsed().as_secs_f64().into());
         line.insert("samples_per_s".into(), rate.into());
         line.insert("time".into(), now().into());
-        logs.steps.write(&line)?;
+        logs.step(&line)?;
         self.warn(state.stage, step, &warnings);
         Ok(())
     }
@@ -165,7 +165,7 @@ impl Context<'_> {
         })?;
         let preference = plan.stage == StageName::Asdpo;
         look.warnings = state.monitor.validation(look.loss, &look.metrics, preference);
-        logs.looks.write(&look)?;
+        logs.look(&look)?;
         self.warn(plan.stage, state.step, &look.warnings);
         Ok(())
     }

@@ -1,7 +1,6 @@
 //! A look at held-out images during training: always the same crops, the same noise and the same noise levels, through
 //! the very code that inference runs.
 
-use super::log::JsonlLog;
 use super::objective::{Mode, Text, flow_matching, velocity};
 use crate::autograd::{Tape, Var};
 use crate::data::{HaarCodec, Image, LqResize, Sampler, bad_upscale, montage, nearest, torch_up};
@@ -168,30 +167,5 @@ impl<'m> Policy<'m> {
     }
     fn set(&self, batch: usize) -> AdapterSet {
         AdapterSet::uniform(self.acting.clone(), batch)
-    }
-}
-
-/// The run's logs: a line per step, and a line per validation.
-pub struct Logs {
-    /// `log.jsonl`
-    pub steps: JsonlLog,
-    /// `validation.jsonl`
-    pub looks: JsonlLog,
-}
-
-impl Logs {
-    /// Opens both in `run`, after these numbers of lines.
-    pub fn open(run: &Path, (steps, looks): (usize, usize)) -> Result<Self> {
-        Ok(Self {
-            steps: JsonlLog::append(run.join("log.jsonl"), steps)?,
-            looks: JsonlLog::append(run.join("validation.jsonl"), looks)?,
-        })
-    }
-
-    /// Waits until both are on the disk, and gives their numbers of lines.
-    pub fn sync(&self) -> Result<(usize, usize)> {
-        self.steps.sync()?;
-        self.looks.sync()?;
-        Ok((self.steps.lines(), self.looks.lines()))
     }
 }

@@ -1,5 +1,12 @@
 //! The command line: one file per subcommand. Parses, prints, sets exit codes; no maths.
 
+/// The standard one, but training does not end in a panic because the reader of its progress has (`| head`).
+macro_rules! println {
+    ($($arg:tt)*) => {{
+        let _ = $crate::cli::print(&format!("{}\n", format_args!($($arg)*)));
+    }};
+}
+
 mod inspect;
 mod report;
 mod train;

@@ -3,7 +3,8 @@
 use super::print;
 use asasr_engine::engine::Device;
 use asasr_engine::flux::{AdapterFile, SafeFile};
-use asasr_engine::train::Summary;
+use asasr_engine::train::checkpoint::Checkpoint;
+use asasr_engine::train::{StageSummary, Summary};
 use asasr_engine::{Error, Result};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A .safetensors file, an adapter folder or a run directory
+    /// A .safetensors file, an adapter folder, a checkpoint or a run directory
     path: PathBuf,
 }
 
@@ -22,6 +23,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     if path.join("summary.json").is_file() {
         print(&show_run(path)?)?;
+    } else if path.join("manifest.json").is_file() {
+        print(&show_checkpoint(path)?)?;
+    } else if path.join("log.jsonl").is_file() {
+        print(&show_unfinished(path)?)?;
     } else if path.is_dir() {
         print(&show_adapter(path)?)?;
     } else {
@@ -45,6 +50,40 @@ fn show_run(path: &Path) -> Result<String> {
     for (name, m) in s.eval.rows() {
         let _ = writeln!(text, "  {name:<8} {m}");
     }
+    Ok(text)
+}
+
+/// A run without a summary: how far it has come, and from where it can go on.
+fn show_unfinished(path: &Path) -> Result<String> {
+    let mut text = "a run that is not finished, or still going\n".to_owned();
+    for stage in StageSummary::of_run(path)? {
+        let (first, last) = (stage.first_loss, stage.last_loss);
+        let _ = writeln!(text, "  {:<10} {:>6} steps, loss {first:.4} → {last:.4}", stage.name, stage.steps);
+    }
+    let mut damaged = Vec::new();
+    let latest = Checkpoint::latest(path, |e| damaged.push(e));
+    for e in damaged {
+        let _ = writeln!(text, "  damaged: {e}");
+    }
+    let _ = match latest {
+        Some(c) => writeln!(text, "  --resume goes on from {}", c.path.display()),
+        None => writeln!(text, "  it has no intact checkpoint: --resume starts over"),
+    };
+    Ok(text)
+}
+
+fn show_checkpoint(path: &Path) -> Result<String> {
+    let Checkpoint { record: r, .. } = Checkpoint::open(path)?;
+    let lr = r.next_lr.map_or("none: the stage is done".to_owned(), |lr| lr.to_string());
+    let mut text = format!(
+        "checkpoint of stage {} after {} updates; its hashes are right\n  engine {}, format {}, seed {}\n  \
+         {} samples drawn, {} lines of log.jsonl\n  next learning rate {lr}\n  configuration {}\n",
+        r.stage, r.step, r.engine, r.format, r.seed, r.samples, r.log_lines, r.config_hash
+    );
+    for (name, hash) in &r.artifacts {
+        let _ = writeln!(text, "  stands on {name} {hash}");
+    }
+    text.push_str(&show_tensors(&path.join("state.safetensors"))?);
     Ok(text)
 }
 

@@ -198,7 +198,7 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 /// The complete-looking checkpoints of a run in the order they were written, not yet verified.
-fn list(run: &Path) -> Vec<PathBuf> {
+pub fn list(run: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(run.join(CHECKPOINTS)).into_iter().flatten().flatten();
     let mut found: Vec<_> = entries.filter_map(|e| Some((parse(&e.path())?, e.path()))).collect();
     found.sort();
@@ -290,8 +290,23 @@ impl Checkpoint {
         })
     }
 
-    /// Refuses when a file of a finished stage is not the one this checkpoint was written after.
-    pub fn expect_artifacts(&self, run: &Path) -> Result<()> {
+    /// Refuses when a file of a finished stage is not the one this checkpoint was written after, or a log is shorter.
+    pub fn expect_files(&self, run: &Path) -> Result<()> {
+        let logs = [("log.jsonl", self.record.log_lines), ("validation.jsonl", self.record.validation_lines)];
+        for (name, lines) in logs {
+            let path = run.join(name);
+            let text = std::fs::read(&path).map_err(Error::io(&path))?;
+            let found = text.iter().filter(|&&b| b == b'\n').count();
+            if found < lines {
+                let detail = format!("{} was written after {lines}", self.path.display());
+                return Err(Error::format(
+                    &path,
+                    format!(
+                        "has {found} lines and {detail}: put the log back, or resume from an earlier checkpoint"
+                    ),
+                ));
+            }
+        }
         for (name, hash) in &self.record.artifacts {
             let path = run.join(name);
             let now = sha256_file(&path)?;

@@ -134,7 +134,7 @@ pub fn run(
     stages_have_what_they_need(config, &made)?;
     let finished = finished(config, resumed.as_ref())?;
     if let Some(checkpoint) = &resumed {
-        checkpoint.expect_artifacts(out)?;
+        checkpoint.expect_files(out)?;
         let mine: Vec<&str> = finished.iter().map(|&s| makes(s)).collect();
         made.load(out, &mine, &flux, &device)?;
         made.files = checkpoint.record.artifacts.clone();
@@ -208,6 +208,15 @@ fn resume(
     }
     let checkpoint = match chosen {
         Some(path) => {
+            if !path.exists() {
+                let all: Vec<String> =
+                    checkpoint::list(out).iter().map(|p| p.display().to_string()).collect();
+                let there = if all.is_empty() { "none".to_owned() } else { all.join(", ") };
+                return Err(Error::Usage(format!(
+                    "there is no checkpoint {}; there are: {there}",
+                    path.display()
+                )));
+            }
             let folder = |p: &Path| p.canonicalize().map_err(Error::io(p));
             if folder(path)?.parent() != Some(&folder(&out.join(CHECKPOINTS))?) {
                 let detail = format!("is no checkpoint of {}", out.display());

@@ -53,7 +53,7 @@ struct Peer {
 impl Peer {
     fn open(folder: &Path, text_tokens: usize) -> Result<Self, Box<dyn Error>> {
         let settings: Settings = serde_json::from_slice(&std::fs::read(folder.join("step.json"))?)?;
-        rayon::ThreadPoolBuilder::new().num_threads(settings.threads).build_global()?;
+        rayon::ThreadPoolBuilder::new().num_threads(settings.threads).use_current_thread().build_global()?;
         let device = Device::cpu();
         let config = FluxConfig::load(folder.join("base"))?;
         let weights = Weights::load(&Folder::open(folder.join("base"))?, &config, &device)?;

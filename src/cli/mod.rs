@@ -80,10 +80,12 @@ fn ctrl_c() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// Sets the number of worker threads; 0 is one per core.
+/// Sets the number of threads; 0 is one per core. The main thread is one of them: a parallel loop then begins at once,
+/// without waking a worker and going to sleep.
 fn threads(n: usize) -> Result<()> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(n)
+        .use_current_thread()
         .build_global()
         .map_err(|e| Error::Usage(format!("{n} worker threads cannot be started: {e}")))
 }

@@ -2,6 +2,7 @@
 //! result depend on the shapes alone, never on the number of threads.
 
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// A read-only matrix: element (i, j) is `data[i * row + j * col]`.
 #[derive(Clone, Copy)]
@@ -78,10 +79,42 @@ pub fn matmul(
     }
 }
 
+/// out [columns, rows] = the transpose of `x` [rows, columns]: once for all the products that would each have to turn
+/// it to read it.
+pub fn transpose(x: &[f32], columns: usize, out: &mut [f32]) {
+    /// Side of the tiles turned at a time: a cache line.
+    const TILE: usize = 16;
+    assert_eq!(x.len(), out.len(), "transpose: both sides have the same values");
+    let rows = x.len() / columns.max(1);
+    out.par_chunks_mut((TILE * rows).max(1)).enumerate().for_each(|(band, out)| {
+        for first in (0..rows).step_by(TILE) {
+            let mut tile = [[0f32; TILE]; TILE];
+            let height = TILE.min(rows - first);
+            let width = out.len() / rows;
+            for (r, tile) in tile[..height].iter_mut().enumerate() {
+                tile[..width].copy_from_slice(&x[(first + r) * columns + band * TILE..][..width]);
+            }
+            for (c, out) in out.chunks_exact_mut(rows).enumerate() {
+                out[first..first + height].iter_mut().zip(&tile).for_each(|(o, row)| *o = row[c]);
+            }
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::Philox;
+
+    #[test]
+    fn transpose_turns_every_element() {
+        for (rows, columns) in [(0, 3), (1, 5), (7, 16), (3, 37)] {
+            let x: Vec<f32> = (0..rows * columns).map(|v| v as f32).collect();
+            let mut out = vec![-1.0; x.len()];
+            transpose(&x, columns, &mut out);
+            assert!((0..x.len()).all(|i| out[i % columns * rows + i / columns] == x[i]));
+        }
+    }
 
     #[test]
     fn agrees_with_the_definition_in_every_orientation() {

@@ -178,6 +178,68 @@ targets! {
     }
 }
 
+/// 1/√(mean(x²) + eps), summed in order.
+#[inline(always)]
+pub fn rrms(x: &[f32], eps: f32) -> f32 {
+    let mut sum = 0.0;
+    for v in x {
+        sum += v * v;
+    }
+    1.0 / (sum / x.len() as f32 + eps).sqrt()
+}
+
+targets! {
+    /// Of every head (as wide as `w`): y = x / rms(x) ⊙ w, its pairs (2i, 2i+1) turned by the angle with cosine `cos[i]`
+    /// and sine `sin[i]`.
+    pub fn norm_rotate(x: &[f32], w: &[f32], eps: f32, cos: &[f32], sin: &[f32], y: &mut [f32]) {
+        let w2 = w.as_chunks::<2>().0;
+        for (y, x) in y.chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len())) {
+            let r = rrms(x, eps);
+            let pairs = y.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0).zip(w2);
+            for (((y, x), w), (c, s)) in pairs.zip(cos.iter().zip(sin)) {
+                let (a, b) = (x[0] * r * w[0], x[1] * r * w[1]);
+                *y = [a * c - b * s, b * c + a * s];
+            }
+        }
+    }
+}
+
+targets! {
+    /// dx (+)= the gradient of [`norm_rotate`] in x, `g` being room for one head.
+    #[allow(clippy::too_many_arguments, reason = "what forward had, and two gradients")]
+    pub fn norm_rotate_back(
+        x: &[f32],
+        w: &[f32],
+        eps: f32,
+        cos: &[f32],
+        sin: &[f32],
+        dy: &[f32],
+        g: &mut [f32],
+        dx: &mut [f32],
+        add: bool,
+    ) {
+        let n = w.len();
+        let w2 = w.as_chunks::<2>().0;
+        for ((dx, x), dy) in dx.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(dy.chunks_exact(n)) {
+            let r = rrms(x, eps);
+            // g = dy turned back, times the weight; its projection on x falls out of the norm.
+            let pairs = g.as_chunks_mut::<2>().0.iter_mut().zip(dy.as_chunks::<2>().0).zip(w2);
+            for (((g, d), w), (c, s)) in pairs.zip(cos.iter().zip(sin)) {
+                *g = [(d[0] * c + d[1] * s) * w[0], (d[1] * c - d[0] * s) * w[1]];
+            }
+            let mut along = 0.0;
+            for (g, x) in g.iter().zip(x) {
+                along += g * x;
+            }
+            let along = along * r * r / n as f32;
+            for ((dx, x), g) in dx.iter_mut().zip(x).zip(&*g) {
+                let v = r * (g - x * along);
+                *dx = if add { *dx + v } else { v };
+            }
+        }
+    }
+}
+
 targets! {
     /// Σ (x − mean)², in a fixed order of sixteen lanes.
     pub fn sum_sq_dev(x: &[f32], mean: f32) -> f32 {
@@ -223,15 +285,12 @@ targets! {
     }
 }
 
+/// Halves added onto halves; spelled out, because a loop over widths becomes scalar code.
 #[inline(always)]
-fn fold(lanes: [f32; 16]) -> f32 {
-    let mut l = lanes;
-    for width in [8, 4, 2, 1] {
-        for i in 0..width {
-            l[i] += l[i + width];
-        }
-    }
-    l[0]
+fn fold(l: [f32; 16]) -> f32 {
+    let l: [f32; 8] = std::array::from_fn(|i| l[i] + l[i + 8]);
+    let l: [f32; 4] = std::array::from_fn(|i| l[i] + l[i + 4]);
+    (l[0] + l[2]) + (l[1] + l[3])
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 //! Adapters are applied one after the other, so a policy whose last B is 0 gives the reference's very bits.
 
 use super::{AdapterSet, Case, ModSource, Op, Save, Slot, gelu, random};
-use crate::engine::matmul::{Mat, matmul};
+use crate::engine::matmul::{Mat, matmul, transpose};
 use crate::engine::{Device, Tensor, simd};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -21,6 +21,8 @@ use std::sync::Arc;
 
 /// Rows of one sample that one task computes.
 const ROWS: usize = 128;
+/// Fewest tokens of a sample for which forward turns the weight.
+const TURNED: usize = 16;
 /// Rows of a weight gradient that one task computes.
 const OUT_ROWS: usize = 64;
 
@@ -184,6 +186,13 @@ impl Op for Linear {
         *shape.last_mut().expect("x has at least two dimensions") = d.out;
         let x = inputs[0].f32();
         let w = inputs[1].to_f32();
+        // A product with many rows reads W by columns: turned here once, not in every task.
+        let turned = (d.tokens >= TURNED).then(|| {
+            let mut turned = Tensor::empty(inputs[0].device(), &[d.in_, d.out]);
+            transpose(&w, d.in_, turned.f32_mut());
+            turned
+        });
+        let w = turned.as_ref().map_or_else(|| Mat::new(&w, d.in_).t(), |t| Mat::new(t.f32(), d.out));
         let bias = at.bias.map(|i| inputs[i].f32());
         let row = |b: usize, range: Range<usize>, z: &mut [f32]| {
             let n = range.len();
@@ -191,17 +200,7 @@ impl Op for Linear {
                 z.chunks_exact_mut(d.out).for_each(|r| r.copy_from_slice(bias));
             }
             let x = &x[(b * d.tokens + range.start) * d.in_..];
-            matmul(
-                n,
-                d.in_,
-                d.out,
-                1.0,
-                Mat::new(x, d.in_),
-                Mat::new(&w, d.in_).t(),
-                z,
-                d.out,
-                bias.is_some(),
-            );
+            matmul(n, d.in_, d.out, 1.0, Mat::new(x, d.in_), w, z, d.out, bias.is_some());
             let lora = self.tokens(d.tokens);
             let (lo, hi) = (lora.start.max(range.start), lora.end.min(range.end));
             if lo < hi {

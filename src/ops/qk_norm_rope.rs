@@ -9,7 +9,7 @@
 
 use super::embed::RopeTable;
 use super::{Case, Op, Save, Slot, dims3, expect_inputs, random};
-use crate::engine::{Device, Tensor};
+use crate::engine::{Device, Tensor, simd};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -22,15 +22,6 @@ pub const EPS: f32 = 1e-6;
 pub struct QkNormRope {
     /// Angles of every token.
     pub table: Arc<RopeTable>,
-}
-
-/// 1/rms of a head.
-fn rrms(x: &[f32]) -> f32 {
-    let mut sum = 0.0;
-    for v in x {
-        sum += v * v;
-    }
-    1.0 / (sum / x.len() as f32 + EPS).sqrt()
 }
 
 impl QkNormRope {
@@ -62,15 +53,7 @@ impl Op for QkNormRope {
         let mut y = Tensor::empty(inputs[0].device(), inputs[0].shape());
         y.f32_mut().par_chunks_mut(width).enumerate().for_each(|(row, y)| {
             let (cos, sin) = self.angles(row % tokens);
-            for (y, x) in y.chunks_exact_mut(hd).zip(x[row * width..][..width].chunks_exact(hd)) {
-                let r = rrms(x);
-                let pairs =
-                    y.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0).zip(w.as_chunks::<2>().0);
-                for (((y, x), w), (c, s)) in pairs.zip(cos.iter().zip(sin)) {
-                    let (a, b) = (x[0] * r * w[0], x[1] * r * w[1]);
-                    *y = [a * c - b * s, b * c + a * s];
-                }
-            }
+            simd::norm_rotate(&x[row * width..][..width], w, EPS, cos, sin, y);
         });
         save.keep(inputs[0]);
         save.keep_whole(inputs[1]);
@@ -89,26 +72,15 @@ impl Op for QkNormRope {
         let hd = w.len();
         if let Some(slot) = &mut slots[0] {
             let add = slot.accumulate;
-            slot.grad.f32_mut().par_chunks_mut(width).enumerate().for_each(|(row, dx)| {
-                let (cos, sin) = self.angles(row % tokens);
-                let rows = x[row * width..][..width]
-                    .chunks_exact(hd)
-                    .zip(dy[row * width..][..width].chunks_exact(hd));
-                for (dx, (x, dy)) in dx.chunks_exact_mut(hd).zip(rows) {
-                    let r = rrms(x);
-                    // g = dy rotated back, times the weight; its projection on x̂ falls out of the norm.
-                    let g = |i: usize| unrotate(dy, cos, sin, i) * w[i];
-                    let mut along = 0.0;
-                    for (i, x) in x.iter().enumerate() {
-                        along += g(i) * x;
-                    }
-                    let along = along * r * r / hd as f32;
-                    for (i, (dx, x)) in dx.iter_mut().zip(x).enumerate() {
-                        let v = r * (g(i) - x * along);
-                        *dx = if add { *dx + v } else { v };
-                    }
-                }
-            });
+            let rows = slot.grad.f32_mut().par_chunks_mut(width).enumerate();
+            rows.for_each_init(
+                || vec![0.0; hd],
+                |g, (row, dx)| {
+                    let (cos, sin) = self.angles(row % tokens);
+                    let at = row * width..(row + 1) * width;
+                    simd::norm_rotate_back(&x[at.clone()], w, EPS, cos, sin, &dy[at], g, dx, add);
+                },
+            );
         }
         if let Some(slot) = &mut slots[1] {
             let sums: Vec<Vec<f32>> = (0..batch)
@@ -121,7 +93,7 @@ impl Op for QkNormRope {
                         let heads =
                             x[row..row + width].chunks_exact(hd).zip(dy[row..row + width].chunks_exact(hd));
                         for (x, dy) in heads {
-                            let r = rrms(x);
+                            let r = simd::rrms(x, EPS);
                             for (i, a) in acc.iter_mut().enumerate() {
                                 *a += unrotate(dy, cos, sin, i) * x[i] * r;
                             }
@@ -131,7 +103,7 @@ impl Op for QkNormRope {
                 })
                 .collect();
             let grad = slot.adding();
-            sums.iter().for_each(|s| crate::engine::simd::axpy(1.0, s, grad));
+            sums.iter().for_each(|s| simd::axpy(1.0, s, grad));
         }
         Ok(())
     }

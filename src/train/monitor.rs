@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Weight of the newest value in the running means.
-const NEW: f64 = 0.04;
+const NEW: f64 = 0.1;
 /// Updates before running means are believed.
 const SETTLED: usize = 20;
 /// Updates during which a warning is not repeated.
@@ -75,8 +75,9 @@ impl Monitor {
         let (coefficient, negative) = (self.coefficient.mean, self.negative_margins.mean);
         if self.coefficient.settled() && coefficient < SATURATED {
             let text = format!(
-                "the preference is saturated: the mean coefficient is {coefficient:.4}, so gradients are nearly 0; \
-                 fewer steps do as well, and asdpo.auto_beta holds the coefficient where it learns"
+                "the preference is saturated: the mean coefficient is {coefficient:.4}, nearly every pair is decided, and \
+                 AdamW goes on with the little that is left; choose the step by the validation pictures, or hold the \
+                 coefficient up with asdpo.auto_beta"
             );
             said.extend(self.once("saturated", text));
         }
@@ -146,11 +147,11 @@ impl Coefficients {
 }
 
 /// β after a step with this mean coefficient, steered so that the coefficient settles at `target`: a larger β makes
-/// margins larger and their coefficients smaller. It moves by at most 5 % a step and stays within a factor 16 of
+/// margins larger and their coefficients smaller. It moves by at most 28 % a step and stays within a factor 16 of
 /// `initial`.
 pub fn steer_beta(beta: f32, initial: f32, coefficient: f64, target: f32) -> f32 {
     let push = (coefficient - f64::from(target)).clamp(-0.5, 0.5) as f32;
-    (beta * (0.1 * push).exp()).clamp(initial / 16.0, initial * 16.0)
+    (beta * (0.5 * push).exp()).clamp(initial / 16.0, initial * 16.0)
 }
 
 #[cfg(test)]

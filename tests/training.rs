@@ -1,6 +1,7 @@
 //! A run as a library call: interrupted and resumed, refused, stopped by numbers that are none, warned.
 
-use asasr_engine::train::checkpoint::{CHECKPOINTS, Checkpoint};
+use asasr_engine::infer::model::layout::CHECKPOINTS;
+use asasr_engine::train::checkpoint::Checkpoint;
 use asasr_engine::train::stages::Progress;
 use asasr_engine::train::{Config, StageSummary, Start, Summary, run};
 use asasr_engine::{Error, Result};

@@ -1,7 +1,7 @@
 //! `asasr-engine train`.
 
 use super::{ctrl_c, threads};
-use asasr_engine::train::checkpoint::CHECKPOINTS;
+use asasr_engine::infer::model::layout;
 use asasr_engine::train::stages::Progress;
 use asasr_engine::train::{Config, StageSummary, Start};
 use asasr_engine::{Error, Result, report};
@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(from) = &args.from {
         sets.push(format!("run.from={}", path(from)?));
     }
-    let written = args.out.join("config.toml");
+    let written = args.out.join(layout::CONFIG);
     let as_before =
         args.resume.is_some() && args.preset.is_none() && args.config.is_none() && written.is_file();
     let file = if as_before { Some(written.as_path()) } else { args.config.as_deref() };
@@ -106,7 +106,7 @@ fn checkpoint(run: &Path, at: &Path) -> Option<PathBuf> {
     if at == Path::new("latest") {
         return None;
     }
-    let named = run.join(CHECKPOINTS).join(at);
+    let named = run.join(layout::CHECKPOINTS).join(at);
     Some(if !at.exists() && named.exists() { named } else { at.to_path_buf() })
 }
 

@@ -2,12 +2,10 @@
 
 use super::trainer::now;
 use crate::files::write_atomic;
+use crate::infer::model::layout;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-
-/// The file, in the run directory.
-const FILE: &str = "environment.json";
 
 /// What there is to know of the machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,7 +49,7 @@ impl Environment {
 
 /// Writes the facts of this machine and adds a session.
 pub(super) fn note_session(run: &Path) -> Result<()> {
-    let path = run.join(FILE);
+    let path = run.join(layout::ENVIRONMENT);
     let earlier: Option<Environment> =
         std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let mut here = Environment::here();

@@ -1,6 +1,6 @@
 //! A whole run: where it starts, data, stages, evaluation and summary.
 
-use super::checkpoint::{self, CHECKPOINTS, Checkpoint, prune};
+use super::checkpoint::{self, Checkpoint, prune};
 use super::config::Config;
 use super::log::{Logs, StageSummary, Summary, peak_rss_mb};
 use super::objective::Adversary;
@@ -18,11 +18,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
-
-/// The configuration of a run, in its directory.
-const CONFIG: &str = "config.toml";
-/// What a finished run leaves.
-const SUMMARY: &str = "summary.json";
 
 /// Structure of the model that `config` trains from nothing.
 fn flux_config(config: &Config, channels: usize) -> Result<FluxConfig> {
@@ -108,9 +103,9 @@ pub fn run(
             None
         }
         Start::Resume { checkpoint, change_config } => {
-            if checkpoint.is_none() && out.join(SUMMARY).exists() {
+            if checkpoint.is_none() && out.join(layout::SUMMARY).exists() {
                 progress.say(&format!("{}: this run is finished", out.display()));
-                return Summary::load(out.join(SUMMARY));
+                return Summary::load(out.join(layout::SUMMARY));
             }
             resume(config, out, checkpoint.as_deref(), *change_config, progress)?
         }
@@ -145,7 +140,7 @@ pub fn run(
         rewind(out, config, resumed.as_ref(), progress)?;
     }
     remove_all_leftovers(out)?;
-    write_atomic(out.join(CONFIG), config.to_toml().as_bytes())?;
+    write_atomic(out.join(layout::CONFIG), config.to_toml().as_bytes())?;
     let codec_json =
         serde_json::to_string_pretty(sampler.codec()).map_err(|e| Error::format(out, e.to_string()))?;
     write_atomic(out.join(layout::CODEC), codec_json.as_bytes())?;
@@ -170,7 +165,7 @@ pub fn run(
         seed: config.run.seed,
         version: Summary::VERSION.to_owned(),
     };
-    summary.save(out.join(SUMMARY))?;
+    summary.save(out.join(layout::SUMMARY))?;
     Ok(summary)
 }
 
@@ -183,7 +178,7 @@ fn remove_all_leftovers(out: &Path) -> Result<()> {
 
 /// Refuses a run directory that holds a run.
 fn vacant(out: &Path) -> Result<()> {
-    if out.join(CONFIG).exists() {
+    if out.join(layout::CONFIG).exists() {
         let detail = "there is a run already; go on with it by --resume, choose another --out, or remove it";
         return Err(Error::Usage(format!("{}: {detail}", out.display())));
     }
@@ -201,7 +196,7 @@ fn resume(
     change_config: bool,
     progress: &dyn Progress,
 ) -> Result<Option<Checkpoint>> {
-    let stored = out.join(CONFIG);
+    let stored = out.join(layout::CONFIG);
     if !stored.is_file() {
         let detail = "holds no run to resume; leave --resume away to start one";
         return Err(Error::Usage(format!("{} {detail}", out.display())));
@@ -218,7 +213,7 @@ fn resume(
                 )));
             }
             let folder = |p: &Path| p.canonicalize().map_err(Error::io(p));
-            if folder(path)?.parent() != Some(&folder(&out.join(CHECKPOINTS))?) {
+            if folder(path)?.parent() != Some(&folder(&out.join(layout::CHECKPOINTS))?) {
                 let detail = format!("is no checkpoint of {}", out.display());
                 return Err(Error::Usage(format!("{} {detail}", path.display())));
             }
@@ -268,7 +263,7 @@ fn rewind(
         }
         None => progress.say("there is no checkpoint yet: starting over"),
     }
-    let summary = out.join(SUMMARY);
+    let summary = out.join(layout::SUMMARY);
     if summary.exists() {
         std::fs::remove_file(&summary).map_err(Error::io(&summary))?;
     }

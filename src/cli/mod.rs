@@ -36,7 +36,7 @@ enum Command {
     Upscale(upscale::Args),
     /// Replay golden vectors recorded from the reference implementation
     Verify(verify::Args),
-    /// Show what a safetensors file, an adapter or a run directory holds
+    /// Show what a safetensors file, an adapter, a checkpoint or a run directory holds
     Inspect(inspect::Args),
     /// Show a run, or two side by side, as one page
     Report(report::Args),

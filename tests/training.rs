@@ -99,6 +99,13 @@ fn interrupted_anywhere_it_ends_the_same() {
         assert_eq!(files(&out).len(), wanted.len());
     }
     assert!(train(&config, &whole, &LATEST, usize::MAX).1.contains("is finished"));
+
+    // A finished run goes on when it is told to be longer.
+    let longer = self::config("asdpo.steps=8");
+    let start = Start::Resume { checkpoint: None, change_config: true };
+    let more = train(&longer, &whole, &start, usize::MAX).0.unwrap();
+    assert_eq!(more.stages[3].steps, 8);
+    assert_eq!(more.stages[..3].iter().map(|s| s.steps).sum::<usize>(), 13);
 }
 
 #[test]

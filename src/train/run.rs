@@ -103,7 +103,10 @@ pub fn run(
             None
         }
         Start::Resume { checkpoint, change_config } => {
-            if checkpoint.is_none() && out.join(layout::SUMMARY).exists() {
+            // Other options, longer stages for one, begin it again.
+            let as_before =
+                || Some(config) == Config::load(None, Some(&out.join(layout::CONFIG)), &[]).ok().as_ref();
+            if checkpoint.is_none() && out.join(layout::SUMMARY).exists() && as_before() {
                 progress.say(&format!("{}: this run is finished", out.display()));
                 return Summary::load(out.join(layout::SUMMARY));
             }

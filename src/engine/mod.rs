@@ -8,6 +8,8 @@ pub mod flat;
 pub mod kernels;
 mod map;
 pub mod matmul;
+#[cfg(feature = "cuda")]
+pub mod nvrtc;
 pub mod par;
 pub mod random;
 pub mod simd;

@@ -5,6 +5,8 @@
 
 pub mod arena;
 pub mod flat;
+#[cfg(feature = "cuda")]
+pub mod jit;
 pub mod kernels;
 mod map;
 pub mod matmul;

@@ -61,7 +61,7 @@ fn cargo_command(args: &[&str]) -> Command {
     command
 }
 
-fn cargo(args: &[&str]) -> Result<(), String> {
+pub fn cargo(args: &[&str]) -> Result<(), String> {
     run(&mut cargo_command(args))
 }
 

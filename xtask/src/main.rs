@@ -1,6 +1,7 @@
 //! Set-up and checks: `cargo xtask <command>`.
 
 mod checks;
+mod kernels;
 mod smoke;
 mod soak;
 mod steps;
@@ -41,6 +42,13 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(8..))]
         cases: u32,
     },
+    /// Compile every CUDA source with NVRTC, print what each kernel uses, and fail if one spills registers
+    ///
+    /// Needs no GPU. An NVRTC that is not found is fetched once, with pip, into target/nvrtc.
+    Kernels {
+        /// Real architectures, as sm_89 (default: sm_80 sm_90)
+        archs: Vec<String>,
+    },
     /// Write docs/options.md and asasr.example.toml anew from the options' definitions
     Docs,
 }
@@ -51,6 +59,7 @@ fn main() -> ExitCode {
         Command::Mutate => checks::mutate(),
         Command::Soak { kill, seed } => soak::run(kill, seed),
         Command::Fuzz { cases } => checks::fuzz(cases),
+        Command::Kernels { archs } => kernels::report(&archs),
         Command::Docs => checks::write_docs(),
     };
     match outcome {

@@ -24,7 +24,7 @@ constexpr int PIECE = 1 << 14;
 
 // adamw_partial: partial[b] = Σ g², over the b-th 16384 elements, in f64
 // Shapes: g [n], partial [⌈n/16384⌉] f64.
-// Layout: contiguous; g aligned to 16 bytes, partial to 8; they do not overlap.
+// Layout: contiguous; g 16 bytes at a time where it is aligned to them, partial aligned to 8; they do not overlap.
 // Grid: ⌈n/16384⌉ blocks of 256.
 // Cost: 4n bytes read, n f64 additions; bound by bandwidth (by f64 on cards with few such units).
 // Idea: squares are exact in f64 and summed in a fixed order, so the norm's bits depend on nothing but g.
@@ -32,13 +32,14 @@ extern "C" __global__ void __launch_bounds__(256)
     adamw_partial_f32(const float* __restrict__ g, double* partial, i64 n) {
     __shared__ double scratch[8];
     i64 begin = (i64)blockIdx.x * PIECE, end = begin + PIECE < n ? begin + PIECE : n;
+    bool whole = aligned(g);
     double sum = 0.0;
     for (i64 i = begin + threadIdx.x * 4; i < end; i += 256 * 4) {
         float v[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (i + 4 <= end) {
+        if (whole && i + 4 <= end) {
             load_piece(g + i, v);
         } else {
-            for (int k = 0; k < 3; k++)
+            for (int k = 0; k < 4; k++)
                 if (i + k < end) v[k] = g[i + k];
         }
 #pragma unroll
@@ -79,7 +80,8 @@ __device__ __forceinline__ void update(const Step& s, float keep, float& w, floa
 
 // adamw_update: one update of the elements first .. first + count of the arenas; `half`, if not null, gets w in bf16
 // Shapes: w, g, m, v [arena] f32; half [arena] bf16 or null; step one Step. decays ≠ 0: this range is weight-decayed.
-// Layout: contiguous; the arenas' bases aligned to 16 bytes (first need not be); nothing overlaps.
+// Layout: contiguous; 16 bytes at a time where the arenas' bases are aligned to them (first need not be);
+//   nothing overlaps.
 // Grid: any number of blocks of 256 over ⌈count/4⌉ + 1; 8 per multiprocessor fill it.
 // Cost: 16 bytes read, 12 (14) written, 14 operations per element; bound by bandwidth.
 // Idea: one pass over everything, 16 bytes per load, clip and corrections from the step block, so that the launch is
@@ -90,11 +92,12 @@ extern "C" __global__ void __launch_bounds__(256)
     Step s = *step;
     if (!s.finite) return;
     float keep = decays ? s.keep : 1.0f;
+    bool whole = aligned(w, g, m, v) && aligned<8>(half);
     i64 end = first + count, last = (end + 3) >> 2;
     i64 q = (first >> 2) + (i64)blockIdx.x * blockDim.x + threadIdx.x;
     for (; q < last; q += (i64)gridDim.x * blockDim.x) {
         i64 i = q * 4;
-        if (i >= first && i + 4 <= end) {
+        if (whole && i >= first && i + 4 <= end) {
             float a[4], b[4], c[4], d[4];
             load_piece(w + i, a);
             load_piece(g + i, b);
@@ -105,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(256)
             store_piece(w + i, a);
             store_piece(m + i, c);
             store_piece(v + i, d);
-            if (half) *reinterpret_cast<uint2*>(half + i) = make_uint2(pair_of(a[0], a[1]), pair_of(a[2], a[3]));
+            if (half) store_four(half + i, a);
         } else {
             for (int k = 0; k < 4; k++) {
                 i64 j = i + k;

@@ -20,7 +20,7 @@ template <class T> struct Tables {
     }
 };
 
-// Calls f(column, values[N]) for this lane's pieces of a row of d values; N is 1 where rows are not whole pieces.
+// Calls f(column, values[N]) for this lane's pieces of a row of d values, which is whole aligned pieces.
 template <class T, class F> __device__ __forceinline__ void each_piece(const T* row, int d, F f) {
     constexpr int N = Piece<T>::N;
     int lane = threadIdx.x & 31;
@@ -35,11 +35,12 @@ __device__ __forceinline__ float rstd_of(float squares, int d) {
     return 1.0f / sqrtf(squares / (float)d + EPS);
 }
 
-// Mean and 1/σ of a row by one warp: the mean first, then the squares of what it leaves.
-template <class T> __device__ __forceinline__ void row_stats(const T* x, int d, float& mean, float& rstd) {
+// Mean and 1/σ of a row by one warp: the mean first, then the squares of what it leaves. `whole`: in whole pieces.
+template <class T>
+__device__ __forceinline__ void row_stats(const T* x, int d, bool whole, float& mean, float& rstd) {
     constexpr int N = Piece<T>::N;
     float sum = 0.0f, squares = 0.0f;
-    if (d % N == 0) {
+    if (whole) {
         each_piece(x, d, [&](int, float(&v)[N]) {
 #pragma unroll
             for (int k = 0; k < N; k++) sum += v[k];
@@ -63,8 +64,8 @@ template <class T> __device__ __forceinline__ void row_stats(const T* x, int d, 
 // ln_modulate_fwd: y = LN(x)·(1 + scale) + shift, ε = 1e-6, for any width
 // Shapes: x, y [batch·tokens, d]; image [image rows, image_width], cond [cond rows, cond_width];
 //   image_row, cond_row [batch]. shift, scale: which chunk of d columns. cond, cond_row null where split ≥ tokens.
-// Layout: row-major, contiguous, aligned to 16 bytes (so are chunks where d is a multiple of a piece, 4 f32 or 8 bf16);
-//   y may be x.
+// Layout: row-major, contiguous; 16 bytes at a time where d is a multiple of a piece (4 f32, 8 bf16) and all are aligned
+//   to them; y may be x.
 // Grid: ⌈batch·tokens/4⌉ blocks of 128: one warp per row.
 // Cost: 2·d values moved per row (tables stay in cache), 9·d FLOPs; bound by bandwidth.
 // Idea: a warp owns its row, so both passes of the variance and the output need no barrier, and rereads hit L1.
@@ -79,8 +80,9 @@ __device__ __forceinline__ void forward(const T* x, const Tables<T>& tables, T* 
     x += (i64)row * d;
     y += (i64)row * d;
     float mean, rstd;
-    row_stats(x, d, mean, rstd);
-    if (d % N == 0) {
+    bool whole = d % N == 0 && aligned(x, y, add, mul);
+    row_stats(x, d, whole, mean, rstd);
+    if (whole) {
         each_piece(x, d, [&](int c, float(&v)[N]) {
             float s[N], h[N];
             load_piece(mul + c, s);
@@ -108,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(128)
 
 // ln_modulate_fwd_3072: ln_modulate_fwd for d = 3072, FLUX.1's width
 // Shapes: as ln_modulate_fwd, d = 3072.
-// Layout: as ln_modulate_fwd.
+// Layout: as ln_modulate_fwd, all of it aligned to 16 bytes.
 // Grid: ⌈batch·tokens/4⌉ blocks of 128: one warp per row.
 // Cost: 12 KB moved per row in bf16, 24 in f32; bound by bandwidth.
 // Idea: the whole row waits in registers as it was loaded (48 of them in bf16), every load in flight at once; memory is
@@ -169,7 +171,8 @@ extern "C" __global__ void __launch_bounds__(128)
 
 // ln_modulate_bwd: dx = (g − mean g − x̂·mean(g·x̂))/σ with g = dy·(1 + scale), x̂ = LN(x); added where accumulate ≠ 0
 // Shapes: x, dy, dx [batch·tokens, d]; tables as ln_modulate_fwd's; stats [batch·tokens] (mean, 1/σ) f32, or null.
-// Layout: row-major, contiguous, aligned to 16 bytes (stats to 8); dx may be dy where accumulate = 0.
+// Layout: row-major, contiguous; 16 bytes at a time as in ln_modulate_fwd, stats aligned to 8; dx may be dy where
+//   accumulate = 0.
 // Grid: ⌈batch·tokens/4⌉ blocks of 128: one warp per row.
 // Cost: 3·d values moved per row (4·d accumulating), 20·d FLOPs; bound by bandwidth.
 // Idea: a warp per row, both means in one pass; the row's statistics are left for ln_modulate_bwd_tables.
@@ -184,10 +187,10 @@ __device__ __forceinline__ void backward(const T* x, const T* dy, const Tables<T
     dy += (i64)row * d;
     dx += (i64)row * d;
     float mean, rstd;
-    row_stats(x, d, mean, rstd);
+    bool whole = d % N == 0 && aligned(x, dy, dx, mul);
+    row_stats(x, d, whole, mean, rstd);
     if (stats && lane == 0) stats[row] = make_float2(mean, rstd);
     float sum_g = 0.0f, sum_gx = 0.0f;
-    bool whole = d % N == 0;
     if (whole) {
         each_piece(x, d, [&](int c, float(&v)[N]) {
             float s[N], g[N];
@@ -244,6 +247,7 @@ extern "C" __global__ void __launch_bounds__(128)
 // ln_modulate_bwd_tables: dshift = Σ dy, dscale = Σ dy·x̂, per table row over the tokens that read it
 // Shapes: x, dy [batch·tokens, d]; stats [batch·tokens] (mean, 1/σ); row_of [batch]: each sample's table row; dtable
 //   [rows, width] f32, of which columns shift·d .. and scale·d .. are written, or added to where accumulate ≠ 0.
+//   The other columns are left alone: to be zeroed by who begins the table's gradient.
 //   begin .. end: the tokens that read this table (0 .. split the image's, split .. tokens the condition's).
 // Layout: row-major, contiguous, values aligned to themselves; nothing overlaps.
 // Grid: x ⌈d/32⌉, y the table's rows; blocks of 256.

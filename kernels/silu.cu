@@ -10,7 +10,7 @@ __device__ __forceinline__ float silu_slope(float x) {
 
 // silu_fwd: y = x·sigmoid(x)
 // Shapes: x [n], y [n], any n.
-// Layout: contiguous, aligned to 16 bytes; y may be x.
+// Layout: contiguous; 16 bytes at a time where all are aligned to them; y may be x.
 // Grid: any number of blocks of 256; 8 per multiprocessor fill it.
 // Cost: 2n values moved, 5n FLOPs; bound by bandwidth.
 // Idea: 16 bytes per load.
@@ -23,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(256) silu_fwd_bf16(const bf16* x, b
 
 // silu_bwd: dx = dy ⊙ SiLU′(x), added to dx where accumulate ≠ 0
 // Shapes: x [n], dy [n], dx [n], any n.
-// Layout: contiguous, aligned to 16 bytes; dx may be dy (then accumulate = 0), not x.
+// Layout: contiguous; 16 bytes at a time where all are aligned to them; dx may be dy (then accumulate = 0), not x.
 // Grid: any number of blocks of 256; 8 per multiprocessor fill it.
 // Cost: 3n values moved (4n accumulating), 8n FLOPs; bound by bandwidth.
 // Idea: 16 bytes per load; value and slope from one exponential, nothing saved but x.

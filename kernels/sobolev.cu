@@ -46,18 +46,16 @@ template <> struct Radices<16> {
     static constexpr int R1 = 4, R2 = 4;
 };
 
-// The factor exp(SIGN·2πi·j·k/N) for k = 1 .. R1−1 onto v[k].
+// The factor exp(SIGN·2πi·j·k/N) for k = 1 .. R1−1 onto v[k]. A power is the product of two of half its exponent: at most
+// 3 roundings deep, where one sine for each would cost more than they give away.
 template <int N, int SIGN, int R1> __device__ __forceinline__ void turn(Complex (&v)[R1], int j) {
-    Complex w, p;
-    sincospif(2.0f * (float)j / (float)N, &w.y, &w.x);
-    w.y = SIGN * w.y;
-    p = w;
+    Complex power[R1];
+    sincospif(2.0f * (float)j / (float)N, &power[1].y, &power[1].x);
+    power[1].y = SIGN * power[1].y;
 #pragma unroll
-    for (int k = 1; k < R1; k++) {
-        v[k] = v[k] * p;
-        // Every second power anew from the table would cost more than these 3 roundings give away.
-        if (k + 1 < R1) p = p * w;
-    }
+    for (int k = 2; k < R1; k++) power[k] = power[k / 2] * power[k - k / 2];
+#pragma unroll
+    for (int k = 1; k < R1; k++) v[k] = v[k] * power[k];
 }
 
 // sobolev_gap_fwd_64, sobolev_gap_fwd_32, sobolev_gap_fwd_16, sobolev_gap_fwd_8: gap and gradient of square planes
@@ -218,19 +216,20 @@ extern "C" __global__ void __launch_bounds__(32)
 }
 
 // One direction of one dimension of a plane in shared memory by the definition: `count` lines of n values, element j of
-// line l at l·line + j·step; table[i] = exp(−2πi·i/n).
+// line l at l·line + j·step; table[i] = exp(−2πi·i/n). Lanes run across lines: they read one factor all, and the plane
+// without conflicts, since a row's pitch is odd.
 template <int SIGN>
 __device__ __forceinline__ void dft_lines(const Complex* from, Complex* to, const Complex* table, int n, int count,
                                           int line, int step) {
     for (int task = threadIdx.x; task < n * count; task += 256) {
-        // Lanes run along the dimension that is contiguous.
-        int l = line == 1 ? task % count : task / n, k = line == 1 ? task / count : task % n;
+        int l = task % count, k = task / count;
+        const Complex* at = from + l * line;
         Complex sum = {0.0f, 0.0f};
         int turn = 0;
         for (int j = 0; j < n; j++) {
             Complex w = table[turn];
             w.y *= -SIGN;
-            sum = sum + from[l * line + j * step] * w;
+            sum = sum + at[j * step] * w;
             turn += k;
             if (turn >= n) turn -= n;
         }
@@ -245,7 +244,7 @@ __device__ __forceinline__ void dft_lines(const Complex* from, Complex* to, cons
 // Layout: contiguous f32, values aligned to themselves; partial may be none of the inputs.
 // Grid: one block of 256 per plane.
 // Cost: 16·h·w bytes moved per plane, 16·h·w·(h + w) FLOPs; bound by shared memory.
-// Dynamic shared: 65536 bytes at most; 16·h·w are used.
+// Dynamic shared: 66560 bytes at most; 16·h·(w | 1) are used.
 // Idea: a DFT by its definition from a table of n roots, from one half of shared memory to the other: odd sizes need no
 //   algorithm of their own.
 extern "C" __global__ void __launch_bounds__(256)
@@ -255,44 +254,118 @@ extern "C" __global__ void __launch_bounds__(256)
     extern __shared__ __align__(16) u8 dynamic[];
     __shared__ Complex down[64], across[64];
     __shared__ double scratch[8];
-    int tid = threadIdx.x, area = h * w;
-    Complex *plane = reinterpret_cast<Complex*>(dynamic), *other = plane + area;
+    int tid = threadIdx.x, area = h * w, pitch = w | 1;
+    Complex *plane = reinterpret_cast<Complex*>(dynamic), *other = plane + h * pitch;
     i64 base = (i64)blockIdx.x * area;
     if (tid < h) sincospif(-2.0f * (float)tid / (float)h, &down[tid].y, &down[tid].x);
     if (tid < w) sincospif(-2.0f * (float)tid / (float)w, &across[tid].y, &across[tid].x);
     for (int i = tid; i < area; i += 256) {
         float a = v[base + i], b = v_ref[base + i], t = target[base + i];
-        plane[i] = {a - b, (a - t) + (b - t)};
+        plane[i / w * pitch + i % w] = {a - b, (a - t) + (b - t)};
     }
     __syncthreads();
-    dft_lines<-1>(plane, other, across, w, h, w, 1);
-    dft_lines<-1>(other, plane, down, h, w, 1, w);
-    for (int i = tid; i < area; i += 256) plane[i] = {plane[i].x * weight[i], plane[i].y * weight[i]};
+    dft_lines<-1>(plane, other, across, w, h, pitch, 1);
+    dft_lines<-1>(other, plane, down, h, w, 1, pitch);
+    for (int i = tid; i < area; i += 256) {
+        Complex& z = plane[i / w * pitch + i % w];
+        z = {z.x * weight[i], z.y * weight[i]};
+    }
     __syncthreads();
-    dft_lines<1>(plane, other, down, h, w, 1, w);
-    dft_lines<1>(other, plane, across, w, h, w, 1);
+    dft_lines<1>(plane, other, down, h, w, 1, pitch);
+    dft_lines<1>(other, plane, across, w, h, pitch, 1);
     double sum = 0.0;
     for (int i = tid; i < area; i += 256) {
-        sum += (double)(v[base + i] - v_ref[base + i]) * (double)plane[i].y;
-        if ((int)blockIdx.x < kept) partial[base + i] = (plane[i].x + plane[i].y) * scale;
+        Complex y = plane[i / w * pitch + i % w];
+        sum += (double)(v[base + i] - v_ref[base + i]) * (double)y.y;
+        if ((int)blockIdx.x < kept) partial[base + i] = (y.x + y.y) * scale;
     }
     sum = block_sum<8>(sum, scratch);
     if (tid == 0) dot[blockIdx.x] = sum;
 }
 
-// sobolev_gap_fwd_sum: gap[n] = Σ over a sample's channels of dot / (C·H·W)
-// Shapes: dot [samples, channels] f64; gap [samples] f32; area = H·W.
-// Layout: contiguous, values aligned to themselves; they do not overlap.
-// Grid: ⌈samples/32⌉ blocks of 32: a thread per sample.
-// Cost: 8·channels bytes read per sample; bound by latency.
-// Idea: channels in order and in f64, as the CPU sums them: a sample's bits do not depend on its neighbours.
-extern "C" __global__ void __launch_bounds__(32)
-    sobolev_gap_fwd_sum_f32(const double* dot, float* gap, int samples, int channels, int area) {
-    int n = blockIdx.x * 32 + threadIdx.x;
-    if (n >= samples) return;
+// sobolev_gap_fwd_pack: z = d + i·u, for the transform by cuFFT: a C2C forward follows, then sobolev_gap_fwd_weigh, a C2C
+//   inverse, sobolev_gap_fwd_unpack and sobolev_gap_fwd_sum. For planes of any size.
+// Shapes: v, v_ref, target [n] for n = planes·h·w, z [n] complex.
+// Layout: contiguous f32; 16 bytes at a time where all are aligned to them, else z to 8; z overlaps none of the others.
+// Grid: any number of blocks of 256; 8 per multiprocessor fill it.
+// Cost: 20 bytes moved per value, 4 FLOPs; bound by bandwidth.
+// Idea: one complex transform does for both real planes.
+extern "C" __global__ void __launch_bounds__(256)
+    sobolev_gap_fwd_pack_f32(const float* __restrict__ v, const float* __restrict__ v_ref,
+                             const float* __restrict__ target, Complex* __restrict__ z, i64 n) {
+    i64 step = (i64)gridDim.x * blockDim.x, me = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    i64 pieces = aligned(v, v_ref, target, z) ? n / 4 : 0;
+    for (i64 i = me; i < pieces; i += step) {
+        float a[4], b[4], t[4], packed[2][4];
+        load_piece(v + i * 4, a);
+        load_piece(v_ref + i * 4, b);
+        load_piece(target + i * 4, t);
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            packed[k / 2][k % 2 * 2] = a[k] - b[k];
+            packed[k / 2][k % 2 * 2 + 1] = (a[k] - t[k]) + (b[k] - t[k]);
+        }
+        store_piece(&z[i * 4].x, packed[0]);
+        store_piece(&z[i * 4 + 2].x, packed[1]);
+    }
+    for (i64 i = pieces * 4 + me; i < n; i += step) z[i] = {v[i] - v_ref[i], (v[i] - target[i]) + (v_ref[i] - target[i])};
+}
+
+// sobolev_gap_fwd_weigh: z ← w ⊙ z, every plane by the same weight
+// Shapes: z [planes, area] complex; weight [area] in the DFT's order, divided by area (cuFFT's transforms are not
+//   normalised).
+// Layout: contiguous f32; z aligned to 8, weight to 4; they do not overlap.
+// Grid: x any number of blocks of 256 over a plane, y any number over the planes.
+// Cost: 16 bytes moved per value (the weight stays in cache), 2 FLOPs; bound by bandwidth.
+// Idea: a thread keeps its weight and walks the planes.
+extern "C" __global__ void __launch_bounds__(256)
+    sobolev_gap_fwd_weigh_f32(const float* __restrict__ weight, Complex* __restrict__ z, int area, int planes) {
+    for (int i = blockIdx.x * 256 + threadIdx.x; i < area; i += gridDim.x * 256) {
+        float w = weight[i];
+        for (int plane = blockIdx.y; plane < planes; plane += gridDim.y) {
+            Complex* at = z + (i64)plane * area + i;
+            *at = {at->x * w, at->y * w};
+        }
+    }
+}
+
+// sobolev_gap_fwd_unpack: dot[p, b] = ⟨d, Im z⟩ over the b-th piece of plane p, partial = scale·(Re z + Im z)
+// Shapes: z [planes, area] complex, transformed back; v, v_ref [planes, area]; dot [planes, pieces] f64; partial
+//   [kept, area], may be null where kept = 0. scale = 1/(C·area).
+// Layout: contiguous f32, values aligned to themselves; partial may be none of the inputs.
+// Grid: x ⌈area/4096⌉, which is pieces; y the planes; blocks of 256.
+// Cost: 20 bytes moved per value, 6 FLOPs; bound by bandwidth.
+// Idea: pieces of a fixed size, so that the order of the sum, and with it the bits, follow from the plane's size alone.
+extern "C" __global__ void __launch_bounds__(256)
+    sobolev_gap_fwd_unpack_f32(const Complex* __restrict__ z, const float* __restrict__ v,
+                               const float* __restrict__ v_ref, double* __restrict__ dot, float* __restrict__ partial,
+                               int area, int kept, float scale) {
+    __shared__ double scratch[8];
+    int begin = blockIdx.x * 4096, end = begin + 4096 < area ? begin + 4096 : area;
+    i64 base = (i64)blockIdx.y * area;
+    bool keep = (int)blockIdx.y < kept;
     double sum = 0.0;
-    for (int c = 0; c < channels; c++) sum += dot[(i64)n * channels + c];
-    gap[n] = (float)(sum / ((double)channels * (double)area));
+    for (int i = begin + threadIdx.x; i < end; i += 256) {
+        Complex y = z[base + i];
+        sum += (double)(v[base + i] - v_ref[base + i]) * (double)y.y;
+        if (keep) partial[base + i] = (y.x + y.y) * scale;
+    }
+    sum = block_sum<8>(sum, scratch);
+    if (threadIdx.x == 0) dot[(i64)blockIdx.y * gridDim.x + blockIdx.x] = sum;
+}
+
+// sobolev_gap_fwd_sum: gap[n] = Σ over a sample's channels (and their pieces) of dot / (C·H·W)
+// Shapes: dot [samples, parts] f64; gap [samples] f32; parts = C (times the pieces of a plane); size = C·H·W.
+// Layout: contiguous, values aligned to themselves; they do not overlap.
+// Grid: samples blocks of 32: a warp per sample.
+// Cost: 8·parts bytes read per sample; bound by latency.
+// Idea: in f64 and in one order: a sample's bits do not depend on its neighbours.
+extern "C" __global__ void __launch_bounds__(32)
+    sobolev_gap_fwd_sum_f32(const double* dot, float* gap, int parts, double size) {
+    double sum = 0.0;
+    for (int i = threadIdx.x; i < parts; i += 32) sum += dot[(i64)blockIdx.x * parts + i];
+    sum = warp_sum(sum);
+    if (threadIdx.x == 0) gap[blockIdx.x] = (float)(sum / size);
 }
 
 // sobolev_gap_bwd: dv = partial·dgap of its sample, added to dv where accumulate ≠ 0

@@ -62,10 +62,21 @@ template <> struct Piece<bf16> {
     }
 };
 
+// Whether every pointer is aligned to BYTES; null is.
+template <int BYTES = 16, class... P> __device__ __forceinline__ bool aligned(const P*... p) {
+    return ((... | reinterpret_cast<u64>(p)) & (BYTES - 1)) == 0;
+}
+
 // The 16 bytes at `p`, which must be aligned to them.
 template <class T> __device__ __forceinline__ void load_piece(const T* p, float (&v)[Piece<T>::N]) {
     Piece<T>::unpack(*reinterpret_cast<const Bytes16*>(p), v);
 }
 template <class T> __device__ __forceinline__ void store_piece(T* p, const float (&v)[Piece<T>::N]) {
     *reinterpret_cast<Bytes16*>(p) = Piece<T>::pack(v);
+}
+
+// Four values at `p`, which must be aligned to them.
+__device__ __forceinline__ void store_four(float* p, const float (&v)[4]) { store_piece(p, v); }
+__device__ __forceinline__ void store_four(bf16* p, const float (&v)[4]) {
+    *reinterpret_cast<uint2*>(p) = make_uint2(pair_of(v[0], v[1]), pair_of(v[2], v[3]));
 }

@@ -85,10 +85,13 @@ mod tests {
         let wanted = [
             "adamw.cu",
             "common/copy.cuh",
+            "common/elementwise.cuh",
+            "common/gelu.cuh",
             "common/mma.cuh",
             "common/philox.cuh",
             "common/reduce.cuh",
             "common/types.cuh",
+            "elementwise.cu",
             "gelu.cu",
             "linear.cu",
             "ln_modulate.cu",

@@ -7,7 +7,8 @@
 // Grid: any number of blocks of 256; 8 per multiprocessor fill it.
 // Cost: 6n bytes moved; bound by bandwidth.
 // Idea: 8 values per thread and turn: 16 bytes of bf16, twice 16 of f32.
-extern "C" __global__ void __launch_bounds__(256) cast_f32_bf16(const float* __restrict__ x, bf16* __restrict__ y, i64 n) {
+extern "C" __global__ void __launch_bounds__(256)
+    cast_f32_bf16(const float* __restrict__ x, bf16* __restrict__ y, i64 n) {
     i64 step = (i64)gridDim.x * blockDim.x, me = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     i64 pieces = aligned(x, y) ? n / 8 : 0;
     for (i64 i = me; i < pieces; i += step) {
@@ -19,7 +20,8 @@ extern "C" __global__ void __launch_bounds__(256) cast_f32_bf16(const float* __r
     }
     for (i64 i = pieces * 8 + me; i < n; i += step) store(y + i, x[i]);
 }
-extern "C" __global__ void __launch_bounds__(256) cast_bf16_f32(const bf16* __restrict__ x, float* __restrict__ y, i64 n) {
+extern "C" __global__ void __launch_bounds__(256)
+    cast_bf16_f32(const bf16* __restrict__ x, float* __restrict__ y, i64 n) {
     i64 step = (i64)gridDim.x * blockDim.x, me = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     i64 pieces = aligned(x, y) ? n / 8 : 0;
     for (i64 i = me; i < pieces; i += step) {

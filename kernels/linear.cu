@@ -229,8 +229,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     product<ACROSS_K, ACROSS_K, Plain, true>(a, b, bias, c, (float*)nullptr, p);
 }
 
-// linear_fwd_any, linear_fwd_gelu_any, linear_fwd_wide_any, linear_bwd_dx_any, linear_bwd_dw_any: the same for rows that
-//   do not begin on 16 bytes
+// linear_fwd_any, linear_fwd_gelu_any, linear_fwd_wide_any, linear_bwd_dx_any, linear_bwd_dw_any: the same for rows
+// that do not begin on 16 bytes
 // Shapes: as linear_fwd's.
 // Layout: values aligned to themselves, any lda, ldb, ldc; A and B may overlap each other, C and z nothing.
 // Grid: ⌈m/128⌉·⌈n/128⌉ blocks of 256.
@@ -260,8 +260,8 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // ---- f32 ----
 
-// Tiles are [16][128] with 4 values between depths: 4 rows by 8 depths, which a warp writes, and 32 rows of one depth lie
-// in 32 different banks.
+// Tiles are [16][128] with 4 values between depths: 4 rows by 8 depths, which a warp writes, and 32 rows of one depth
+// lie in 32 different banks.
 constexpr int DEPTH_F32 = 16, PITCH = TILE + 4;
 
 // 128 (m or n, from `first`, of `size`) by 16 (k) values of one operand, 8 per thread, zero beyond the edges. A warp

@@ -64,8 +64,8 @@ __device__ __forceinline__ void row_stats(const T* x, int d, bool whole, float& 
 // ln_modulate_fwd: y = LN(x)·(1 + scale) + shift, ε = 1e-6, for any width
 // Shapes: x, y [batch·tokens, d]; image [image rows, image_width], cond [cond rows, cond_width];
 //   image_row, cond_row [batch]. shift, scale: which chunk of d columns. cond, cond_row null where split ≥ tokens.
-// Layout: row-major, contiguous; 16 bytes at a time where d is a multiple of a piece (4 f32, 8 bf16) and all are aligned
-//   to them; y may be x.
+// Layout: row-major, contiguous; 16 bytes at a time where d is a multiple of a piece (4 f32, 8 bf16) and all are
+//   aligned to them; y may be x.
 // Grid: ⌈batch·tokens/4⌉ blocks of 128: one warp per row.
 // Cost: 2·d values moved per row (tables stay in cache), 9·d FLOPs; bound by bandwidth.
 // Idea: a warp owns its row, so both passes of the variance and the output need no barrier, and rereads hit L1.

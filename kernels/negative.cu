@@ -6,8 +6,8 @@
 //   x_σ_a = x_σ + (1−σ)·step,  v*_a = v* − step,  x_a = x + step
 // Shapes: x, v_phi, x_sigma_a, v_star_a, x_a [samples, each]; sigma [samples]; at one Stream, whose normal number
 //   first + i is ε's element i. x_a may be null: not wanted.
-// Layout: contiguous f32; 16 bytes at a time where all are aligned to them and `first` and each are multiples of 4; x and
-//   v_phi are only read and may each be one of the outputs; the outputs differ.
+// Layout: contiguous f32; 16 bytes at a time where all are aligned to them and `first` and each are multiples of 4; x
+//   and v_phi are only read and may each be one of the outputs; the outputs differ.
 // Grid: x any number of blocks of 256 over a sample, y the samples.
 // Cost: 2 values read, 3 written per element (20 bytes), about 70 operations; near the balance of both.
 // Idea: ε, x_σ and v* are never stored: a thread makes four normals from their counter and uses each once. The bits are
@@ -70,7 +70,8 @@ extern "C" __global__ void __launch_bounds__(256)
 // coupled_negative_bwd: the gradients of x, x_σ, v* and v_φ as separate inputs; with c = λσ and
 //   de = c·((1−σ)·dx_σ_a − dv*_a + dx_a):  dx = dx_a,  dx_σ = dx_σ_a,  dv* = dv*_a + de,  dv_φ = −de
 // Shapes: dx_sigma_a, dv_star_a, dx_a [samples, each], each null where it is 0; sigma [samples]; dx, dx_sigma, dv_star,
-//   dv_phi [samples, each], each null where it is not wanted. Bit i of accumulate: output i, in this order, is added to.
+//   dv_phi [samples, each], each null where it is not wanted. Bit i of accumulate: output i, in this order, is added
+//   to.
 // Layout: contiguous f32, values aligned to themselves; no output is an input or another output.
 // Grid: x any number of blocks of 256 over a sample, y the samples.
 // Cost: 3 values read, 4 written per element at most (28 bytes), 10 FLOPs; bound by bandwidth.

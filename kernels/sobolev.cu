@@ -46,8 +46,8 @@ template <> struct Radices<16> {
     static constexpr int R1 = 4, R2 = 4;
 };
 
-// The factor exp(SIGN·2πi·j·k/N) for k = 1 .. R1−1 onto v[k]. A power is the product of two of half its exponent: at most
-// 3 roundings deep, where one sine for each would cost more than they give away.
+// The factor exp(SIGN·2πi·j·k/N) for k = 1 .. R1−1 onto v[k]. A power is the product of two of half its exponent: at
+// most 3 roundings deep, where one sine for each would cost more than they give away.
 template <int N, int SIGN, int R1> __device__ __forceinline__ void turn(Complex (&v)[R1], int j) {
     Complex power[R1];
     sincospif(2.0f * (float)j / (float)N, &power[1].y, &power[1].x);
@@ -283,8 +283,8 @@ extern "C" __global__ void __launch_bounds__(256)
     if (tid == 0) dot[blockIdx.x] = sum;
 }
 
-// sobolev_gap_fwd_pack: z = d + i·u, for the transform by cuFFT: a C2C forward follows, then sobolev_gap_fwd_weigh, a C2C
-//   inverse, sobolev_gap_fwd_unpack and sobolev_gap_fwd_sum. For planes of any size.
+// sobolev_gap_fwd_pack: z = d + i·u, for the transform by cuFFT: a C2C forward follows, then sobolev_gap_fwd_weigh, a
+//   C2C inverse, sobolev_gap_fwd_unpack and sobolev_gap_fwd_sum. For planes of any size.
 // Shapes: v, v_ref, target [n] for n = planes·h·w, z [n] complex.
 // Layout: contiguous f32; 16 bytes at a time where all are aligned to them, else z to 8; z overlaps none of the others.
 // Grid: any number of blocks of 256; 8 per multiprocessor fill it.
@@ -308,7 +308,8 @@ extern "C" __global__ void __launch_bounds__(256)
         store_piece(&z[i * 4].x, packed[0]);
         store_piece(&z[i * 4 + 2].x, packed[1]);
     }
-    for (i64 i = pieces * 4 + me; i < n; i += step) z[i] = {v[i] - v_ref[i], (v[i] - target[i]) + (v_ref[i] - target[i])};
+    for (i64 i = pieces * 4 + me; i < n; i += step)
+        z[i] = {v[i] - v_ref[i], (v[i] - target[i]) + (v_ref[i] - target[i])};
 }
 
 // sobolev_gap_fwd_weigh: z ← w ⊙ z, every plane by the same weight

@@ -1,11 +1,12 @@
 // SiLU: the CUDA side of src/ops/silu.rs.
 #include "common/elementwise.cuh"
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-__device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
+__device__ __forceinline__ float silu(float x) { return x * (1.0f / (1.0f + expf(-x))); }
+
+// s·(1 + x·(1 − s)); 1 − s is e^{−x}·s, which a subtraction would lose where s is near 1. Held where e·s would overflow.
 __device__ __forceinline__ float silu_slope(float x) {
-    float s = sigmoid(x);
-    return s * (1.0f + x * (1.0f - s));
+    float e = fminf(expf(-x), 1e30f), s = 1.0f / (1.0f + e);
+    return s * (1.0f + x * (e * s));
 }
 
 // silu_fwd: y = x·sigmoid(x)

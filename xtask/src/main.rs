@@ -7,6 +7,7 @@ mod soak;
 mod steps;
 
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Set-up and checks of asasr-engine
@@ -42,12 +43,19 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(8..))]
         cases: u32,
     },
-    /// Compile every CUDA source with NVRTC, print what each kernel uses, and fail if one spills registers
+    /// Compile every CUDA source with NVRTC, print what each kernel uses, and fail where one spills registers or breaks
+    /// its launch bounds
     ///
     /// Needs no GPU. An NVRTC that is not found is fetched once, with pip, into target/nvrtc.
     Kernels {
         /// Real architectures, as sm_89 (default: sm_80 sm_90)
         archs: Vec<String>,
+        /// sm_80, sm_86, sm_89, sm_90, sm_100 and sm_120
+        #[arg(long, conflicts_with = "archs")]
+        all: bool,
+        /// Write the table there as well
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
     },
     /// Write docs/options.md and asasr.example.toml anew from the options' definitions
     Docs,
@@ -59,7 +67,7 @@ fn main() -> ExitCode {
         Command::Mutate => checks::mutate(),
         Command::Soak { kill, seed } => soak::run(kill, seed),
         Command::Fuzz { cases } => checks::fuzz(cases),
-        Command::Kernels { archs } => kernels::report(&archs),
+        Command::Kernels { archs, all, json } => kernels::report(&archs, all, json.as_deref()),
         Command::Docs => checks::write_docs(),
     };
     match outcome {

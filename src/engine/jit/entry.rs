@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// What an entry starts with; another layout gets another number.
-pub(super) const MAGIC: &str = "asasr-kernel 1\n";
+pub(super) const MAGIC: &str = "asasr-kernel 2\n";
 
 #[derive(Serialize, Deserialize)]
 struct Head {

@@ -19,6 +19,8 @@ pub struct KernelReport {
     pub static_shared: u32,
     /// The most threads a block may have, if the source says (`__launch_bounds__`).
     pub threads: Option<u32>,
+    /// Blocks that are to fit a multiprocessor at once, if the source says (the bounds' second number).
+    pub min_blocks: Option<u32>,
 }
 
 /// Reads the log of `--ptxas-options=-v`, and the launch bounds from the PTX; in the order of names.
@@ -27,8 +29,9 @@ pub fn parse(log: &str, ptx: &str) -> Vec<KernelReport> {
     for line in log.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
             let name = rest.split('\'').next().unwrap_or_default().to_string();
-            let threads = launch_bound(ptx, &name);
-            kernels.push(KernelReport { name, threads, ..KernelReport::default() });
+            let head = entry(ptx, &name).unwrap_or_default();
+            let (threads, min_blocks) = (bound(head, ".maxntid "), bound(head, ".minnctapersm "));
+            kernels.push(KernelReport { name, threads, min_blocks, ..KernelReport::default() });
         }
         let Some(kernel) = kernels.last_mut() else { continue };
         // Device functions that were not inlined have a stack line too, without an entry of their own: the sum is kept.
@@ -49,13 +52,16 @@ fn before(line: &str, words: &str) -> Option<u32> {
     head.get(digits..)?.parse().ok()
 }
 
-/// The product of `.maxntid x, y, z` of an entry.
-fn launch_bound(ptx: &str, name: &str) -> Option<u32> {
+/// What stands between an entry's name and its body.
+fn entry<'p>(ptx: &'p str, name: &str) -> Option<&'p str> {
     let (_, rest) = ptx.split_once(&format!(".entry {name}("))?;
-    let (head, _) = rest.split_once('{')?;
-    let (_, bound) = head.split_once(".maxntid ")?;
-    let numbers = bound.lines().next()?.split(',').map(|n| n.trim().parse::<u32>().ok());
-    numbers.product()
+    Some(rest.split_once('{')?.0)
+}
+
+/// The product of the numbers of a directive of an entry, as in `.maxntid 256, 1, 1`.
+fn bound(head: &str, directive: &str) -> Option<u32> {
+    let numbers = head.split_once(directive)?.1.lines().next()?;
+    numbers.split(',').map(|n| n.trim().parse::<u32>().ok()).product()
 }
 
 /// What a multiprocessor has.
@@ -91,13 +97,45 @@ impl KernelReport {
     pub fn occupancy(&self, arch: &str, threads: u32, dynamic: u32) -> Option<(u32, f64)> {
         let limits = limits(arch)?;
         let warps = threads.div_ceil(32).max(1);
-        let per_warp = (self.registers.max(1) * 32).next_multiple_of(256);
+        let per_warp = self.registers_per_warp();
         let shared = (self.static_shared + dynamic).next_multiple_of(128) + 1024;
         let blocks = (limits.warps / warps)
             .min(limits.blocks)
             .min(limits.registers / per_warp / warps)
             .min(limits.shared / shared);
         Some((blocks, f64::from(blocks * warps) / f64::from(limits.warps)))
+    }
+
+    fn registers_per_warp(&self) -> u32 {
+        (self.registers.max(1) * 32).next_multiple_of(256)
+    }
+
+    /// What no kernel may do: spill, keep an array in local memory (as slow), need more registers than its launch bounds
+    /// leave it, or not fit a multiprocessor of `arch` with its `dynamic` bytes of shared memory.
+    pub fn faults(&self, arch: &str, dynamic: u32) -> Vec<String> {
+        let mut faults = Vec::new();
+        let spills = self.spill_stores + self.spill_loads;
+        if spills + self.stack > 0 {
+            faults.push(format!("{spills} bytes of spills and {} of local memory", self.stack));
+        }
+        let Some(threads) = self.threads else {
+            faults.push("no launch bounds".to_string());
+            return faults;
+        };
+        let (warps, blocks) = (threads.div_ceil(32), self.min_blocks.unwrap_or(1).max(1));
+        if let Some(limits) = limits(arch)
+            && warps * blocks * self.registers_per_warp() > limits.registers
+        {
+            let (have, registers) = (limits.registers, self.registers);
+            faults.push(format!(
+                "{registers} registers for {blocks} blocks of {threads} threads; there are {have}"
+            ));
+        }
+        if self.occupancy(arch, threads, dynamic).is_some_and(|(blocks, _)| blocks == 0) {
+            let shared = self.static_shared + dynamic;
+            faults.push(format!("no block of {threads} threads with {shared} bytes of shared memory fits"));
+        }
+        faults
     }
 }
 
@@ -115,7 +153,7 @@ ptxas info    : Function properties for k
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 100 registers, used 1 barriers, 1200 bytes smem, 360 bytes cmem[0]
 ";
-    const PTX: &str = ".visible .entry k(\n\t.param .u64 k_param_0\n)\n.maxntid 128, 2, 1\n{\n}\n.visible .entry k2()\n{\n}";
+    const PTX: &str = ".visible .entry k(\n\t.param .u64 k_param_0\n)\n.maxntid 128, 2, 1\n.minnctapersm 2\n{\n}\n.visible .entry k2()\n{\n}";
 
     #[test]
     fn reads_the_log_and_the_bounds() {
@@ -125,6 +163,7 @@ ptxas info    : Used 100 registers, used 1 barriers, 1200 bytes smem, 360 bytes 
             registers: 100,
             static_shared: 1200,
             threads: Some(256),
+            min_blocks: Some(2),
             ..KernelReport::default()
         };
         let k2 = KernelReport {
@@ -149,5 +188,27 @@ ptxas info    : Used 100 registers, used 1 barriers, 1200 bytes smem, 360 bytes 
         assert_eq!(k(32, 0).occupancy("sm_90a", 256, 65_536), Some((3, 0.375)));
         assert_eq!(k(255, 0).occupancy("sm_89", 32, 0), Some((8, 8.0 / 48.0)));
         assert_eq!(k(32, 0).occupancy("sm_12", 32, 0), None);
+    }
+    #[test]
+    fn a_fault_carries_its_numbers() {
+        let good = KernelReport {
+            registers: 128,
+            threads: Some(256),
+            min_blocks: Some(2),
+            ..KernelReport::default()
+        };
+        assert_eq!(good.faults("sm_80", 65_536), [""; 0]);
+        let says = |kernel: &KernelReport, dynamic: u32, what: &str| {
+            let faults = kernel.faults("sm_89", dynamic);
+            assert!(faults.len() == 1 && faults[0].contains(what), "{faults:?}");
+        };
+        says(&KernelReport { spill_loads: 8, stack: 16, ..good.clone() }, 0, "8 bytes of spills and 16 of");
+        says(
+            &KernelReport { registers: 129, ..good.clone() },
+            0,
+            "129 registers for 2 blocks of 256 threads",
+        );
+        says(&KernelReport { threads: None, ..good.clone() }, 0, "no launch bounds");
+        says(&good, 110_000, "110000 bytes of shared memory");
     }
 }

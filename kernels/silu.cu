@@ -3,8 +3,8 @@
 
 __device__ __forceinline__ float silu(float x) { return x * (1.0f / (1.0f + expf(-x))); }
 
-// s·(1 + x·(1 − s)). 1 − s is e·s with e = e^{−x}, held where that would overflow; a subtraction would lose it where s is
-// near 1.
+// s·(1 + x·(1 − s)). 1 − s is e·s with e = e^{−x}, held where that would overflow; a subtraction would lose it where s
+// is near 1.
 __device__ __forceinline__ float silu_slope(float x) {
     float e = fminf(expf(-x), 1e30f), s = 1.0f / (1.0f + e);
     return s * (1.0f + x * (e * s));

@@ -11,7 +11,7 @@ __device__ __forceinline__ Complex operator*(Complex a, Complex b) {
     return {a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x};
 }
 // a·(∓i): a quarter turn in the transform's direction.
-template <int SIGN> __device__ __forceinline__ Complex quarter(Complex a) {
+template <int SIGN> __device__ __forceinline__ Complex quarter_turn(Complex a) {
     return SIGN < 0 ? Complex{a.y, -a.x} : Complex{-a.y, a.x};
 }
 
@@ -21,7 +21,7 @@ template <int R, int SIGN> __device__ __forceinline__ void small_dft(Complex* v)
         Complex a = v[0], b = v[1];
         v[0] = a + b, v[1] = a - b;
     } else if constexpr (R == 4) {
-        Complex a = v[0] + v[2], b = v[0] - v[2], c = v[1] + v[3], d = quarter<SIGN>(v[1] - v[3]);
+        Complex a = v[0] + v[2], b = v[0] - v[2], c = v[1] + v[3], d = quarter_turn<SIGN>(v[1] - v[3]);
         v[0] = a + c, v[1] = b + d, v[2] = a - c, v[3] = b - d;
     } else if constexpr (R == 8) {
         constexpr float H = 0.70710678118f;
@@ -29,7 +29,7 @@ template <int R, int SIGN> __device__ __forceinline__ void small_dft(Complex* v)
         small_dft<4, SIGN>(even);
         small_dft<4, SIGN>(odd);
         odd[1] = odd[1] * Complex{H, SIGN * H};
-        odd[2] = quarter<SIGN>(odd[2]);
+        odd[2] = quarter_turn<SIGN>(odd[2]);
         odd[3] = odd[3] * Complex{-H, SIGN * H};
 #pragma unroll
         for (int k = 0; k < 4; k++) v[k] = even[k] + odd[k], v[k + 4] = even[k] - odd[k];
@@ -61,10 +61,9 @@ template <int N, int SIGN, int R1> __device__ __forceinline__ void turn(Complex 
 // sobolev_gap_fwd_64, sobolev_gap_fwd_32, sobolev_gap_fwd_16, sobolev_gap_fwd_8: gap and gradient of square planes
 //   d = v − v_ref, u = (v − v*) + (v_ref − v*), y = A(d + i·u), A = F⁻¹ w F
 //   dot[p] = ⟨d, Im y⟩, partial = scale·(Re y + Im y)
-// Shapes: v, v_ref, target, partial [planes, N, N]; dot [planes] f64; weight [N, N], permuted: weight[pc·N + pr] is w
-//   of row frequency f(pr) and column frequency f(pc), divided by N² (the transform here is not normalised), where
-//   f(p) = p / R2 + R1·(p % R2), (R1, R2) = (8,8), (8,4), (4,4), (8,1). partial is written for planes below `kept` and
-//   may be null where kept = 0. scale = 1/(C·N²).
+// Shapes: v, v_ref, target, partial [planes, N, N]; dot [planes] f64; weight [N, N] in the DFT's order, even in either
+//   frequency (so that its first quarter is all that is read), divided by N² (the transform here is not normalised).
+//   partial is written for planes below `kept` and may be null where kept = 0. scale = 1/(C·N²).
 // Layout: contiguous f32, values aligned to themselves; partial may be none of the inputs.
 // Grid: one block of 4·N threads per plane (256, 128, 64, 32).
 // Cost: 16·N² bytes moved per plane (64 KB at N = 64), 20·N²·log₂ N + 20·N² FLOPs; bound by shared memory.
@@ -78,11 +77,19 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
     constexpr int R1 = Radices<N>::R1, R2 = Radices<N>::R2, THREADS = 4 * N, STRIDE = N + 1;
     constexpr int FIRST = N * R2, SECOND = N * R1;     // (line, j) and (line, k1) pairs
     constexpr int TURNS = (FIRST + THREADS - 1) / THREADS; // first-pass pairs of a thread
+    constexpr int HALF = N / 2 + 1;
     __shared__ Complex plane[N * STRIDE];
+    __shared__ float quarter[HALF * HALF];
     __shared__ double scratch[THREADS / 32];
     int tid = threadIdx.x;
     i64 base = (i64)blockIdx.x * N * N;
     float d[TURNS][R1];
+    // The absolute frequency at a position.
+    auto frequency = [](int p) {
+        int f = p / R2 + R1 * (p % R2);
+        return f < N - f ? f : N - f;
+    };
+    for (int i = tid; i < HALF * HALF; i += THREADS) quarter[i] = weight[i / HALF * N + i % HALF];
 
     // Columns, pass one: from global memory. Lane = column.
 #pragma unroll
@@ -138,7 +145,7 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
         small_dft<R2, -1>(z);
 #pragma unroll
         for (int k = 0; k < R2; k++) {
-            float w = weight[(k1 * R2 + k) * N + row];
+            float w = quarter[frequency(row) * HALF + frequency(k1 * R2 + k)];
             z[k] = {z[k].x * w, z[k].y * w};
         }
         small_dft<R2, 1>(z);
@@ -194,7 +201,7 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
     if (tid == 0) dot[blockIdx.x] = sum;
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
     sobolev_gap_fwd_64_f32(const float* v, const float* v_ref, const float* target, const float* weight, double* dot,
                            float* partial, int kept, float scale) {
     gap<64>(v, v_ref, target, weight, dot, partial, kept, scale);
@@ -239,45 +246,61 @@ __device__ __forceinline__ void dft_lines(const Complex* from, Complex* to, cons
 }
 
 // sobolev_gap_fwd_dft: the same for planes of any height and width up to 64
-// Shapes: v, v_ref, target, partial [planes, h, w]; dot [planes] f64; weight [h, w] in the DFT's order, divided by h·w;
-//   partial, kept and scale as sobolev_gap_fwd_64's, scale = 1/(C·h·w).
+// Shapes: v, v_ref, target, partial [planes, h, w]; dot [planes] f64; weight [h, w] as sobolev_gap_fwd_64's, divided
+//   by h·w; partial, kept and scale as there, scale = 1/(C·h·w).
 // Layout: contiguous f32, values aligned to themselves; partial may be none of the inputs.
 // Grid: one block of 256 per plane.
 // Cost: 16·h·w bytes moved per plane, 16·h·w·(h + w) FLOPs; bound by shared memory.
 // Dynamic shared: 66560 bytes at most; 16·h·(w | 1) are used.
 // Idea: a DFT by its definition from a table of n roots, from one half of shared memory to the other: odd sizes need no
 //   algorithm of their own.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     sobolev_gap_fwd_dft_f32(const float* __restrict__ v, const float* __restrict__ v_ref,
                             const float* __restrict__ target, const float* __restrict__ weight, double* dot,
                             float* partial, int h, int w, int kept, float scale) {
     extern __shared__ __align__(16) u8 dynamic[];
     __shared__ Complex down[64], across[64];
+    __shared__ float quarter[33 * 33];
     __shared__ double scratch[8];
-    int tid = threadIdx.x, area = h * w, pitch = w | 1;
+    int tid = threadIdx.x, area = h * w, pitch = w | 1, columns = w / 2 + 1;
     Complex *plane = reinterpret_cast<Complex*>(dynamic), *other = plane + h * pitch;
     i64 base = (i64)blockIdx.x * area;
     if (tid < h) sincospif(-2.0f * (float)tid / (float)h, &down[tid].y, &down[tid].x);
     if (tid < w) sincospif(-2.0f * (float)tid / (float)w, &across[tid].y, &across[tid].x);
-    for (int i = tid; i < area; i += 256) {
-        float a = v[base + i], b = v_ref[base + i], t = target[base + i];
-        plane[i / w * pitch + i % w] = {a - b, (a - t) + (b - t)};
+    for (int i = tid; i < (h / 2 + 1) * columns; i += 256) quarter[i] = weight[i / columns * w + i % columns];
+    float d[16];
+#pragma unroll
+    for (int k = 0; k < 16; k++) {
+        int i = tid + k * 256;
+        d[k] = 0.0f;
+        if (i < area) {
+            float a = v[base + i], b = v_ref[base + i], t = target[base + i];
+            d[k] = a - b;
+            plane[i / w * pitch + i % w] = {a - b, (a - t) + (b - t)};
+        }
     }
     __syncthreads();
     dft_lines<-1>(plane, other, across, w, h, pitch, 1);
     dft_lines<-1>(other, plane, down, h, w, 1, pitch);
     for (int i = tid; i < area; i += 256) {
-        Complex& z = plane[i / w * pitch + i % w];
-        z = {z.x * weight[i], z.y * weight[i]};
+        int row = i / w, column = i % w;
+        Complex& z = plane[row * pitch + column];
+        row = row < h - row ? row : h - row, column = column < w - column ? column : w - column;
+        float by = quarter[row * columns + column];
+        z = {z.x * by, z.y * by};
     }
     __syncthreads();
     dft_lines<1>(plane, other, down, h, w, 1, pitch);
     dft_lines<1>(other, plane, across, w, h, pitch, 1);
     double sum = 0.0;
-    for (int i = tid; i < area; i += 256) {
-        Complex y = plane[i / w * pitch + i % w];
-        sum += (double)(v[base + i] - v_ref[base + i]) * (double)y.y;
-        if ((int)blockIdx.x < kept) partial[base + i] = (y.x + y.y) * scale;
+#pragma unroll
+    for (int k = 0; k < 16; k++) {
+        int i = tid + k * 256;
+        if (i < area) {
+            Complex y = plane[i / w * pitch + i % w];
+            sum += (double)d[k] * (double)y.y;
+            if ((int)blockIdx.x < kept) partial[base + i] = (y.x + y.y) * scale;
+        }
     }
     sum = block_sum<8>(sum, scratch);
     if (tid == 0) dot[blockIdx.x] = sum;

@@ -201,7 +201,7 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
     if (tid == 0) dot[blockIdx.x] = sum;
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4)
+extern "C" __global__ void __launch_bounds__(256, 3)
     sobolev_gap_fwd_64_f32(const float* v, const float* v_ref, const float* target, const float* weight, double* dot,
                            float* partial, int kept, float scale) {
     gap<64>(v, v_ref, target, weight, dot, partial, kept, scale);

@@ -36,8 +36,8 @@ template <class F> __device__ __forceinline__ void each_run(const Tables& tables
 }
 
 // A chunk of up to SIZE columns of a table in shared memory, laid out for reads of W neighbours per lane: where those
-// are 8, the first and the last 4 of each 8 stand apart, so that a lane's neighbour reads the next 16 bytes, and 16 banks
-// apart, so that neither do writes meet.
+// are 8, the first and the last 4 of each 8 stand apart, so that a lane's neighbour reads the next 16 bytes, and they
+// stand 16 banks apart, so that writes do not meet either.
 template <int SIZE> struct Chunk {
     static constexpr int HALF = SIZE / 2 + 16;
     float value[SIZE + 16];

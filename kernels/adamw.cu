@@ -89,7 +89,10 @@ __device__ __forceinline__ void update(const Step& s, float keep, float& w, floa
 extern "C" __global__ void __launch_bounds__(256)
     adamw_update_f32(float* __restrict__ w, const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v,
                      bf16* __restrict__ half, const Step* __restrict__ step, i64 first, i64 count, int decays) {
-    Step s = *step;
+    __shared__ Step shared;
+    if (threadIdx.x == 0) shared = *step;
+    __syncthreads();
+    Step s = shared;
     if (!s.finite) return;
     float keep = decays ? s.keep : 1.0f;
     bool whole = aligned(w, g, m, v) && aligned<8>(half);

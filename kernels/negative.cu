@@ -15,7 +15,7 @@
 extern "C" __global__ void __launch_bounds__(256)
     coupled_negative_fwd_f32(const float* x, const float* v_phi, const float* sigma, const Stream* at, float lambda,
                              float* x_sigma_a, float* v_star_a, float* x_a, i64 each) {
-    Stream s = *at;
+    Stream s = stream_of(at);
     float level = sigma[blockIdx.y];
     float keep = sub(1.0f, level), c = mul(lambda, level);
     i64 begin = (i64)blockIdx.y * each; // this sample's elements are begin .. begin + each of all
@@ -51,9 +51,9 @@ extern "C" __global__ void __launch_bounds__(256)
             clean[k] = add(clean[k], step);
         }
         if (whole) {
-            store_piece(x_sigma_a + at0, loser);
-            store_piece(v_star_a + at0, target);
-            if (x_a) store_piece(x_a + at0, clean);
+            store_whole(x_sigma_a + at0, loser);
+            store_whole(v_star_a + at0, target);
+            if (x_a) store_whole(x_a + at0, clean);
         } else {
 #pragma unroll
             for (int k = 0; k < 4; k++) {

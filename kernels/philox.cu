@@ -8,7 +8,7 @@
 // Cost: 4n bytes written (2n in bf16), about 40n integer and 25n f32 operations; bound by arithmetic.
 // Idea: a thread makes the four normals of one counter and, where `first` is a multiple of 4, writes them at once.
 template <class T> __device__ __forceinline__ void fill(const Stream* at, T* out, i64 n) {
-    Stream s = *at;
+    Stream s = stream_of(at);
     int skip = (int)(s.first & 3);
     u64 block0 = s.first >> 2;
     i64 blocks = (n + skip + 3) >> 2;

@@ -2,7 +2,7 @@
 // transform as z = d + i·u, y = A z; the gap takes the original d and Im y, the gradient Re y + Im y.
 #include "common/reduce.cuh"
 
-struct Complex {
+struct alignas(8) Complex {
     float x, y;
 };
 __device__ __forceinline__ Complex operator+(Complex a, Complex b) { return {a.x + b.x, a.y + b.y}; }
@@ -74,12 +74,14 @@ template <int N>
 __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __restrict__ v_ref,
                                     const float* __restrict__ target, const float* __restrict__ weight, double* dot,
                                     float* partial, int kept, float scale) {
-    constexpr int R1 = Radices<N>::R1, R2 = Radices<N>::R2, THREADS = 4 * N, STRIDE = N + 1;
+    constexpr int R1 = Radices<N>::R1, R2 = Radices<N>::R2, THREADS = 4 * N, STRIDE = N == 8 ? 10 : N + 1;
     constexpr int FIRST = N * R2, SECOND = N * R1;     // (line, j) and (line, k1) pairs
     constexpr int TURNS = (FIRST + THREADS - 1) / THREADS; // first-pass pairs of a thread
-    constexpr int HALF = N / 2 + 1;
+    // Of the weight's quarter, whose rows a warp reads at once: a pitch that keeps them in banks of their own, and row 32,
+    // which none keeps from row 0, 4 further.
+    constexpr int HALF = N / 2 + 1, PITCH = N == 16 ? HALF + 1 : HALF;
     __shared__ Complex plane[N * STRIDE];
-    __shared__ float quarter[HALF * HALF];
+    __shared__ float quarter[HALF * PITCH + 4];
     __shared__ double scratch[THREADS / 32];
     int tid = threadIdx.x;
     i64 base = (i64)blockIdx.x * N * N;
@@ -89,7 +91,9 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
         int f = p / R2 + R1 * (p % R2);
         return f < N - f ? f : N - f;
     };
-    for (int i = tid; i < HALF * HALF; i += THREADS) quarter[i] = weight[i / HALF * N + i % HALF];
+    auto place = [](int row, int column) { return row * PITCH + (N == 64 && row == 32 ? 4 : 0) + column; };
+    for (int i = tid; i < HALF * PITCH; i += THREADS)
+        if (i % PITCH < HALF) quarter[place(i / PITCH, i % PITCH)] = weight[i / PITCH * N + i % PITCH];
 
     // Columns, pass one: from global memory. Lane = column.
 #pragma unroll
@@ -145,7 +149,7 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
         small_dft<R2, -1>(z);
 #pragma unroll
         for (int k = 0; k < R2; k++) {
-            float w = quarter[frequency(row) * HALF + frequency(k1 * R2 + k)];
+            float w = quarter[place(frequency(row), frequency(k1 * R2 + k))];
             z[k] = {z[k].x * w, z[k].y * w};
         }
         small_dft<R2, 1>(z);
@@ -224,7 +228,8 @@ extern "C" __global__ void __launch_bounds__(32)
 
 // One direction of one dimension of a plane in shared memory by the definition: `count` lines of n values, element j of
 // line l at l·line + j·step; table[i] = exp(−2πi·i/n). Lanes run across lines: they read one factor all, and the plane
-// without conflicts, since a row's pitch is odd.
+// without conflicts, since a row's pitch is odd. Where the lines are no multiple of 32 a warp goes on with the first
+// lines of the next frequency, at times in the banks of this one's last: idle lanes would cost more.
 template <int SIGN>
 __device__ __forceinline__ void dft_lines(const Complex* from, Complex* to, const Complex* table, int n, int count,
                                           int line, int step) {
@@ -309,7 +314,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 // sobolev_gap_fwd_pack: z = d + i·u, for the transform by cuFFT: a C2C forward follows, then sobolev_gap_fwd_weigh, a
 //   C2C inverse, sobolev_gap_fwd_unpack and sobolev_gap_fwd_sum. For planes of any size.
 // Shapes: v, v_ref, target [n] for n = planes·h·w, z [n] complex.
-// Layout: contiguous f32; 16 bytes at a time where all are aligned to them, else z to 8; z overlaps none of the others.
+// Layout: contiguous f32; two values at a time where z is aligned to 16 bytes and the others to 8, else z to 8, the
+//   others to 4; z overlaps none of them.
 // Grid: any number of blocks of 256; 8 per multiprocessor fill it.
 // Cost: 20 bytes moved per value, 4 FLOPs; bound by bandwidth.
 // Idea: one complex transform does for both real planes.
@@ -317,21 +323,14 @@ extern "C" __global__ void __launch_bounds__(256)
     sobolev_gap_fwd_pack_f32(const float* __restrict__ v, const float* __restrict__ v_ref,
                              const float* __restrict__ target, Complex* __restrict__ z, i64 n) {
     i64 step = (i64)gridDim.x * blockDim.x, me = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    i64 pieces = aligned(v, v_ref, target, z) ? n / 4 : 0;
+    i64 pieces = aligned(z) && aligned<8>(v, v_ref, target) ? n / 2 : 0;
     for (i64 i = me; i < pieces; i += step) {
-        float a[4], b[4], t[4], packed[2][4];
-        load_piece(v + i * 4, a);
-        load_piece(v_ref + i * 4, b);
-        load_piece(target + i * 4, t);
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            packed[k / 2][k % 2 * 2] = a[k] - b[k];
-            packed[k / 2][k % 2 * 2 + 1] = (a[k] - t[k]) + (b[k] - t[k]);
-        }
-        store_piece(&z[i * 4].x, packed[0]);
-        store_piece(&z[i * 4 + 2].x, packed[1]);
+        float2 a = *reinterpret_cast<const float2*>(v + i * 2), b = *reinterpret_cast<const float2*>(v_ref + i * 2);
+        float2 t = *reinterpret_cast<const float2*>(target + i * 2);
+        float packed[4] = {a.x - b.x, (a.x - t.x) + (b.x - t.x), a.y - b.y, (a.y - t.y) + (b.y - t.y)};
+        store_piece(&z[i * 2].x, packed);
     }
-    for (i64 i = pieces * 4 + me; i < n; i += step)
+    for (i64 i = pieces * 2 + me; i < n; i += step)
         z[i] = {v[i] - v_ref[i], (v[i] - target[i]) + (v_ref[i] - target[i])};
 }
 

@@ -10,6 +10,14 @@ struct Stream {
     u64 first; // the number of the first normal
 };
 
+// What stands at `at`, read once per block; for all threads of it together.
+__device__ __forceinline__ Stream stream_of(const Stream* at) {
+    __shared__ Stream shared;
+    if (threadIdx.x == 0) shared = *at;
+    __syncthreads();
+    return shared;
+}
+
 struct Four {
     u32 w[4];
 };

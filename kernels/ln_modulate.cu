@@ -428,15 +428,23 @@ __device__ __forceinline__ void tables_backward(const T* x, const T* dy, const f
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     int c = blockIdx.x * 32 + lane, row = blockIdx.y;
     float sum = 0.0f, sum_x = 0.0f;
-    for (int b = 0; b < batch; b++) {
-        if (row_of[b] != row) continue;
-        for (int t = begin + warp; t < end; t += 8) {
-            i64 at = (i64)b * tokens + t;
-            float2 s = stats[at];
-            if (c >= d) continue;
-            float g = load(dy + at * d + c);
-            sum += g;
-            sum_x += g * ((load(x + at * d + c) - s.x) * s.y);
+    for (int b0 = 0; b0 < batch; b0 += 32) {
+        u32 readers = __ballot_sync(0xffffffffu, b0 + lane < batch && row_of[b0 + lane] == row);
+        for (; readers; readers &= readers - 1) {
+            i64 sample = (i64)(b0 + __ffs(readers) - 1) * tokens;
+            // A lane fetches the statistics of one of the warp's next 32 tokens; all of them are asked for each.
+            for (int first = begin + warp; first < end; first += 8 * 32) {
+                i64 at = sample + first;
+                float2 own = first + lane * 8 < end ? stats[at + lane * 8] : make_float2(0.0f, 0.0f);
+                int count = (end - first + 7) / 8 < 32 ? (end - first + 7) / 8 : 32;
+                for (int i = 0; i < count; i++) {
+                    float mean = __shfl_sync(0xffffffffu, own.x, i), rstd = __shfl_sync(0xffffffffu, own.y, i);
+                    if (c >= d) continue;
+                    float g = load(dy + (at + i * 8) * d + c);
+                    sum += g;
+                    sum_x += g * ((load(x + (at + i * 8) * d + c) - mean) * rstd);
+                }
+            }
         }
     }
     sums[0][warp][lane] = sum;

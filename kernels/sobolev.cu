@@ -77,8 +77,8 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
     constexpr int R1 = Radices<N>::R1, R2 = Radices<N>::R2, THREADS = 4 * N, STRIDE = N == 8 ? 10 : N + 1;
     constexpr int FIRST = N * R2, SECOND = N * R1;     // (line, j) and (line, k1) pairs
     constexpr int TURNS = (FIRST + THREADS - 1) / THREADS; // first-pass pairs of a thread
-    // Of the weight's quarter, whose rows a warp reads at once: a pitch that keeps them in banks of their own, and row 32,
-    // which none keeps from row 0, 4 further.
+    // Of the weight's quarter, whose rows a warp reads at once: a pitch that keeps them in banks of their own, and row
+    // 32, which none keeps from row 0, 4 further.
     constexpr int HALF = N / 2 + 1, PITCH = N == 16 ? HALF + 1 : HALF;
     __shared__ Complex plane[N * STRIDE];
     __shared__ float quarter[HALF * PITCH + 4];

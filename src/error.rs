@@ -43,6 +43,24 @@ pub enum Error {
         /// What it needs, what there is, what to do.
         detail: String,
     },
+    /// NVRTC, which compiles the CUDA kernels, is missing or does not do as it should.
+    #[error("NVRTC, {path}: {detail}", path = path.display())]
+    Nvrtc {
+        /// The library, or where it was looked for.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        detail: String,
+    },
+    /// A CUDA source does not compile.
+    #[error("{name} does not compile for {arch}: {log}")]
+    Compile {
+        /// The source.
+        name: String,
+        /// The architecture it was compiled for.
+        arch: String,
+        /// What the compiler said.
+        log: String,
+    },
     /// A loss, gradient or weight stopped being a number.
     #[error(
         "stage {stage}, step {step}: {tensor} is not finite ({value}); lower {stage}.lr or look at the data of this step. {saved}"

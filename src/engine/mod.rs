@@ -5,9 +5,13 @@
 
 pub mod arena;
 pub mod flat;
+#[cfg(feature = "cuda")]
+pub mod jit;
 pub mod kernels;
 mod map;
 pub mod matmul;
+#[cfg(feature = "cuda")]
+pub mod nvrtc;
 pub mod par;
 pub mod random;
 pub mod simd;

@@ -1,5 +1,6 @@
 //! Steps that are one command each.
 
+use crate::kernels;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -61,7 +62,7 @@ fn cargo_command(args: &[&str]) -> Command {
     command
 }
 
-fn cargo(args: &[&str]) -> Result<(), String> {
+pub fn cargo(args: &[&str]) -> Result<(), String> {
     run(&mut cargo_command(args))
 }
 
@@ -103,8 +104,11 @@ pub fn doc() -> Result<(), String> {
     run(cargo_command(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
+/// With an NVRTC wherever there can be one: tests that want it are skipped without.
 pub fn test() -> Result<(), String> {
-    cargo(&["test", "--release", "--workspace"])
+    let mut command = cargo_command(&["test", "--release", "--workspace"]);
+    kernels::with_nvrtc(&mut command)?;
+    run(&mut command)
 }
 
 pub fn verify() -> Result<(), String> {

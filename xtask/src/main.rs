@@ -1,11 +1,13 @@
 //! Set-up and checks: `cargo xtask <command>`.
 
 mod checks;
+mod kernels;
 mod smoke;
 mod soak;
 mod steps;
 
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Set-up and checks of asasr-engine
@@ -41,6 +43,20 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(8..))]
         cases: u32,
     },
+    /// Compile every CUDA source with NVRTC, print what each kernel uses, and fail where one spills registers or breaks
+    /// its launch bounds
+    ///
+    /// Needs no GPU. An NVRTC that is not found is fetched once, with pip, into target/nvrtc.
+    Kernels {
+        /// Real architectures, as sm_89 (default: sm_80 sm_90)
+        archs: Vec<String>,
+        /// sm_80, sm_86, sm_89, sm_90, sm_100 and sm_120
+        #[arg(long, conflicts_with = "archs")]
+        all: bool,
+        /// Write the table there as well
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Write docs/options.md and asasr.example.toml anew from the options' definitions
     Docs,
 }
@@ -51,6 +67,7 @@ fn main() -> ExitCode {
         Command::Mutate => checks::mutate(),
         Command::Soak { kill, seed } => soak::run(kill, seed),
         Command::Fuzz { cases } => checks::fuzz(cases),
+        Command::Kernels { archs, all, json } => kernels::report(&archs, all, json.as_deref()),
         Command::Docs => checks::write_docs(),
     };
     match outcome {

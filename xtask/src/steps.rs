@@ -3,7 +3,7 @@
 //! Everything that runs is built in the release profile, so that dependencies are compiled once; clippy, the library
 //! alone and the documentation only type-check, and share those results.
 
-use crate::{checks, smoke, soak};
+use crate::{checks, kernels, smoke, soak};
 use std::time::{Duration, Instant};
 
 type Outcome = Result<(), String>;
@@ -11,12 +11,15 @@ type Outcome = Result<(), String>;
 /// Name, what it shows, how.
 type Step = (&'static str, &'static str, fn() -> Outcome);
 
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     ("fmt", "the code is formatted", checks::fmt),
     ("clippy", "no warning in any target with any feature", checks::clippy),
     ("lib", "the library alone compiles, and a program links it", checks::library),
     ("tree", "the library alone pulls nothing of the command line", checks::tree),
     ("doc", "the documentation has no warning", checks::doc),
+    ("kernels", "every CUDA source compiles for sm_80 and sm_90, and no kernel spills", || {
+        kernels::report(&[], false, None)
+    }),
     ("test", "unit, integration and documentation tests", checks::test),
     ("verify", "golden vectors of the reference", checks::verify),
     ("smoke", "a short training run; same bits on 1 and 2 threads", smoke::run),

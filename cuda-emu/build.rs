@@ -1,0 +1,5 @@
+//! The driver library's SONAME, so that what asks for `libcuda.so` by name finds the one that is already open.
+
+fn main() {
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libcuda.so");
+}

@@ -1,0 +1,1 @@
+//! A libcuda that interprets PTX on the CPU, under checks that hardware does not make.

@@ -198,7 +198,7 @@ fn contexts_are_each_threads_own() {
     assert_eq!(seen, second);
     let leaked = cuda.alloc(100);
     assert_eq!(call!(cuda, cuCtxDestroy_v2, second => usize), OK);
-    assert!(cuda.text("cudaEmuLeaks").contains(&format!("\"address\":\"{leaked:#x}\",\"bytes\":100")));
+    assert!(cuda.text("cudaEmuLeaks").contains(&format!("at {leaked:#x} (100 bytes)")));
     call!(cuda, cuCtxGetCurrent, &mut seen => *mut usize);
     assert_eq!(seen, first);
     assert_eq!(call!(cuda, cuCtxSetCurrent, second => usize), INVALID_CONTEXT);
@@ -245,7 +245,7 @@ fn memory_is_counted_copied_and_filled() {
     assert_eq!(call!(cuda, cuMemFree_v2, a => u64), INVALID_VALUE);
     assert!(cuda.text("cudaEmuLastReport").contains("freed before"));
     assert_eq!(call!(cuda, cuMemFreeAsync, b => u64, 0 => usize), OK);
-    assert_eq!(cuda.text("cudaEmuLive"), "[]");
+    assert_eq!(cuda.text("cudaEmuLeaks"), "");
 }
 
 #[test]
@@ -382,6 +382,9 @@ fn handles_are_told_apart() {
     assert_eq!(call!(cuda, cuEventDestroy_v2, event => usize), INVALID_HANDLE);
     assert_eq!(call!(cuda, cuStreamDestroy_v2, 0 => usize), INVALID_HANDLE);
     assert_eq!(call!(cuda, cuTensorMapEncodeTiled, null_mut() => *mut u8, 0 => c_int), NOT_SUPPORTED);
+    assert!(cuda.text("cudaEmuLastReport").contains("cuTensorMapEncodeTiled"));
+    assert_eq!(call!(cuda, cuMulticastCreate, null_mut() => *mut u8, null() => *const u8), NOT_SUPPORTED);
+    assert!(cuda.text("cudaEmuLastReport").contains("cuMulticastCreate"));
 }
 
 #[test]

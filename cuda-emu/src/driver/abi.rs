@@ -8,6 +8,7 @@ use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::error::{Answer, Code};
+use super::state;
 
 /// A pointer that a result is written through.
 #[repr(transparent)]
@@ -167,13 +168,22 @@ impl Host {
     }
 }
 
-/// Runs the body of a C function: no panic leaves it.
-pub fn guard(body: impl FnOnce() -> Answer) -> i32 {
-    match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(())) => 0,
-        Ok(Err(code)) => code as i32,
-        Err(_) => Code::UNKNOWN as i32,
-    }
+/// Runs the body of a C function: no panic leaves it, and what is not supported is named.
+pub fn guard(name: &str, body: impl FnOnce() -> Answer) -> i32 {
+    let refuse = |code, why: &str| state::lock().refuse(code, format!("{name}: {why}"));
+    let code = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => return 0,
+        Ok(Err(Code::NOT_SUPPORTED)) => {
+            refuse(Code::NOT_SUPPORTED, "the emulated device does not support this, or not as it was asked")
+        }
+        Ok(Err(code)) => code,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            refuse(Code::UNKNOWN, &format!("the emulator itself failed: {text}"))
+        }
+    };
+    code as i32
 }
 
 /// Defines functions of the driver: exported by name, guarded, and listed for `cuGetProcAddress`.
@@ -189,7 +199,7 @@ macro_rules! driver_api {
             /// Pointers must be null or valid, as the driver's documentation says.
             #[unsafe(no_mangle)]
             pub unsafe extern "C" fn $name($($arg: $type),*) -> i32 {
-                $crate::driver::abi::guard(move || $body)
+                $crate::driver::abi::guard(stringify!($name), move || $body)
             }
         )*
 

@@ -64,8 +64,8 @@ fn end(ctx: Handle) {
     state.graphs.retain(|_, it| it.ctx != ctx);
     state.execs.retain(|_, it| it.ctx != ctx);
     state.captures.retain(|_, it| it.ctx != ctx);
-    for Leak { what, name, address, bytes } in &leaks {
-        state::say(&format!("leaked {what} {name} at {address:#x} ({bytes} bytes)"));
+    for leak in &leaks {
+        state::say(&format!("left by its context: {leak}"));
     }
     state.leaks.append(&mut leaks);
     drop(state);

@@ -7,7 +7,7 @@ use std::ffi::c_char;
 use std::fmt::Write;
 
 use super::abi::{Out, guard};
-use super::state;
+use super::state::{self, Leak, State};
 
 fn answer(text: &str, buffer: Out<c_char>, capacity: usize) -> usize {
     let _ = buffer.fill(text, capacity);
@@ -27,15 +27,10 @@ fn quoted(text: &str) -> String {
     out + "\""
 }
 
-fn item(what: &str, name: &str, address: u64, bytes: u64) -> String {
-    let (what, name) = (quoted(what), quoted(name));
-    format!("{{\"what\":{what},\"name\":{name},\"address\":\"{address:#x}\",\"bytes\":{bytes}}}")
-}
-
 /// A body that answers a text's length: a panic answers 0.
-fn text(buffer: Out<c_char>, capacity: usize, body: impl FnOnce() -> String) -> usize {
+fn text(name: &str, buffer: Out<c_char>, capacity: usize, body: impl FnOnce() -> String) -> usize {
     let mut length = 0;
-    guard(|| {
+    guard(name, || {
         length = answer(&body(), buffer, capacity);
         Ok(())
     });
@@ -48,33 +43,27 @@ fn text(buffer: Out<c_char>, capacity: usize, body: impl FnOnce() -> String) -> 
 /// `buffer` must be null or have `capacity` writable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cudaEmuLastReport(buffer: Out<c_char>, capacity: usize) -> usize {
-    text(buffer, capacity, || state::lock().report.clone())
+    text("cudaEmuLastReport", buffer, capacity, || state::lock().report.clone())
 }
 
-/// What contexts that ended left behind, as a JSON array.
+/// What is live on the device, by a line each.
+fn live(state: &State) -> impl Iterator<Item = String> + use<'_> {
+    state.blocks.iter().map(|(&address, block)| {
+        let leak = Leak { what: "allocation", name: block.name.clone(), address, bytes: block.bytes };
+        format!("live: {leak}")
+    })
+}
+
+/// What contexts that ended left behind since the last reset, and what is allocated now: a line each.
 ///
 /// # Safety
 /// `buffer` must be null or have `capacity` writable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cudaEmuLeaks(buffer: Out<c_char>, capacity: usize) -> usize {
-    text(buffer, capacity, || {
+    text("cudaEmuLeaks", buffer, capacity, || {
         let state = state::lock();
-        let items = state.leaks.iter().map(|leak| item(leak.what, &leak.name, leak.address, leak.bytes));
-        format!("[{}]", items.collect::<Vec<_>>().join(","))
-    })
-}
-
-/// What is allocated on the device now, as a JSON array.
-///
-/// # Safety
-/// `buffer` must be null or have `capacity` writable bytes.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cudaEmuLive(buffer: Out<c_char>, capacity: usize) -> usize {
-    text(buffer, capacity, || {
-        let state = state::lock();
-        let items =
-            state.blocks.iter().map(|(&addr, block)| item("allocation", &block.name, addr, block.bytes));
-        format!("[{}]", items.collect::<Vec<_>>().join(","))
+        let left = state.leaks.iter().map(|leak| format!("left by its context: {leak}"));
+        left.chain(live(&state)).collect::<Vec<_>>().join("\n")
     })
 }
 
@@ -84,12 +73,12 @@ pub unsafe extern "C" fn cudaEmuLive(buffer: Out<c_char>, capacity: usize) -> us
 /// `buffer` must be null or have `capacity` writable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cudaEmuCounters(buffer: Out<c_char>, capacity: usize) -> usize {
-    text(buffer, capacity, || {
+    text("cudaEmuCounters", buffer, capacity, || {
         let state = state::lock();
         let kernels = state.tallies.iter().map(|(name, tally)| {
             let mut fields = format!("{}:{{\"launches\":{}", quoted(name), tally.launches);
             for (name, count) in &tally.counts {
-                let _ = write!(fields, ",{}:{count}", quoted(name));
+                let _ = write!(fields, ",{}:{count}", quoted(&name.replace(' ', "_")));
             }
             fields + "}"
         });
@@ -101,7 +90,7 @@ pub unsafe extern "C" fn cudaEmuCounters(buffer: Out<c_char>, capacity: usize) -
 /// Forgets the counters, the leaks, the last report and every context's failed check. Allocations stay.
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaEmuReset() -> i32 {
-    guard(|| {
+    guard("cudaEmuReset", || {
         let mut state = state::lock();
         state.tallies.clear();
         state.leaks.clear();
@@ -117,7 +106,7 @@ pub extern "C" fn cudaEmuReset() -> i32 {
 /// Sets the capacity of the device's memory, in bytes. What is allocated stays, though it be more.
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaEmuSetMemory(bytes: u64) -> i32 {
-    guard(|| {
+    guard("cudaEmuSetMemory", || {
         state::lock().capacity = bytes;
         Ok(())
     })
@@ -128,7 +117,6 @@ pub fn symbols() -> Vec<(&'static str, usize)> {
     vec![
         ("cudaEmuLastReport", cudaEmuLastReport as *const () as usize),
         ("cudaEmuLeaks", cudaEmuLeaks as *const () as usize),
-        ("cudaEmuLive", cudaEmuLive as *const () as usize),
         ("cudaEmuCounters", cudaEmuCounters as *const () as usize),
         ("cudaEmuReset", cudaEmuReset as *const () as usize),
         ("cudaEmuSetMemory", cudaEmuSetMemory as *const () as usize),

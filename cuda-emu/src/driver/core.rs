@@ -42,6 +42,12 @@ fn code(fault: Fault) -> Code {
     }
 }
 
+/// Whether the host could hold that many bytes with their shadow, an eighth: running out of it would end the process.
+pub fn host_has(bytes: u64) -> bool {
+    let all = usize::try_from(bytes).ok().and_then(|bytes| bytes.checked_add(bytes / 8));
+    all.is_some_and(|all| Vec::<u8>::new().try_reserve_exact(all).is_ok())
+}
+
 /// A module's global variable: its address and bytes.
 pub fn global(module: &Module, name: &str) -> Option<(u64, u64)> {
     module

@@ -32,9 +32,9 @@ pub const BLOCKS_PER_SM: u32 = 32;
 /// The device's only ordinal.
 pub const ORDINAL: c_int = 0;
 /// The environment variable that sets the capacity of the memory, in bytes or with a K, M or G.
-const CAPACITY: &str = "CUDA_EMU_MEMORY";
+pub const CAPACITY: &str = "CUDA_EMU_MEMORY";
 /// The capacity where nothing is said.
-const DEFAULT_CAPACITY: u64 = 8 << 30;
+const DEFAULT_CAPACITY: u64 = 16 << 30;
 /// The handle of the device's default memory pool.
 pub const POOL: Handle = 0x0c0d_a100_0000_0010;
 
@@ -134,7 +134,7 @@ driver_api! {
     fn cuDeviceGetName(name: Out<c_char>, capacity: c_int, device: c_int) {
         state::initialized()?;
         check(device)?;
-        name.fill("cuda-emu (sm_80)", usize::try_from(capacity).unwrap_or(0))
+        name.fill("cuda-emu (PTX interpreter)", usize::try_from(capacity).unwrap_or(0))
     }
 
     /// One of the device's attributes.

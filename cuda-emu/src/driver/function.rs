@@ -16,8 +16,6 @@ use super::state::{self, Handle};
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES` and `CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT`.
 const MAX_DYNAMIC_SHARED: c_int = 8;
 const CARVEOUT: c_int = 9;
-/// Registers per thread, as far as anybody is told: the interpreter has no such limit.
-const REGISTERS: c_int = 32;
 /// Threads of a warp: what a block occupies is a multiple of it.
 const WARP: u32 = 32;
 
@@ -88,11 +86,12 @@ fn attribute(function: &Function, which: c_int) -> Answer<c_int> {
     Ok(match which {
         0 => function.max_threads()? as c_int,
         1 => kernel.static_shared() as c_int,
-        4 => REGISTERS,
+        3 => kernel.local() as c_int,
+        4 => kernel.registers() as c_int,
         5 | 6 => 80,
         MAX_DYNAMIC_SHARED => function.max_dynamic() as c_int,
         CARVEOUT => function.carveout.load(Ordering::Relaxed),
-        2 | 3 | 7 | 10..=15 => 0,
+        2 | 7 | 10..=15 => 0,
         _ => return Err(Code::INVALID_VALUE),
     })
 }

@@ -4,10 +4,10 @@ use std::alloc::{self, Layout};
 use std::ffi::{c_int, c_uint, c_void};
 
 use super::abi::{Host, In, Out, driver_api};
-use super::device::{ORDINAL, POOL};
+use super::device::{CAPACITY, ORDINAL, POOL};
 use super::error::{Answer, Code};
 use super::state::{self, Block, Handle, Pinned, State};
-use super::work;
+use super::{core, work};
 
 /// What an allocation occupies is a multiple of this.
 const GRANULE: u64 = 512;
@@ -31,7 +31,14 @@ fn allocate(out: Out<u64>, bytes: usize, call: &str) -> Answer {
     }
     let bytes = bytes as u64;
     let taken = state.used.checked_add(rounded(bytes)).filter(|&taken| taken <= state.capacity);
-    state.used = taken.ok_or(Code::OUT_OF_MEMORY)?;
+    let Some(taken) = taken.filter(|_| core::host_has(bytes)) else {
+        let (capacity, free) = (state.capacity, state.capacity.saturating_sub(state.used));
+        let report = format!(
+            "{call}: {bytes} bytes are asked for; {free} of {capacity} are free ({CAPACITY} sets the capacity)"
+        );
+        return Err(state.refuse(Code::OUT_OF_MEMORY, report));
+    };
+    state.used = taken;
     state.peak = state.peak.max(state.used);
     state.allocations += 1;
     let id = state.allocations;

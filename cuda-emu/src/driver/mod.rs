@@ -26,6 +26,7 @@ mod query;
 mod standin;
 mod state;
 mod stream;
+mod unsupported;
 mod work;
 
 /// Every function that `cuGetProcAddress` finds.

@@ -29,6 +29,12 @@ impl Kernel {
     pub fn static_shared(&self) -> u32 {
         self.shared
     }
+    pub fn registers(&self) -> u32 {
+        16
+    }
+    pub fn local(&self) -> u32 {
+        0
+    }
     pub fn max_threads(&self) -> u32 {
         self.max_threads
     }

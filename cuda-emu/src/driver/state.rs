@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::io::Write;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -88,6 +89,17 @@ pub struct Leak {
     pub bytes: u64,
 }
 
+impl fmt::Display for Leak {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.what)?;
+        if !self.name.is_empty() {
+            write!(f, " {}", self.name)?;
+        }
+        write!(f, " at {:#x}", self.address)?;
+        if self.bytes > 0 { write!(f, " ({} bytes)", self.bytes) } else { Ok(()) }
+    }
+}
+
 /// A kernel's launches since the last reset.
 #[derive(Default)]
 pub struct Tally {
@@ -168,8 +180,13 @@ pub fn initialized() -> Answer {
     ready().map(drop)
 }
 
-/// Writes a line to stderr, in one piece: other threads write there too.
+/// Writes a line to stderr, in one piece: other threads write there too. `CUDA_EMU_QUIET=1` keeps it silent.
 pub fn say(line: &str) {
+    static QUIET: LazyLock<bool> =
+        LazyLock::new(|| std::env::var_os("CUDA_EMU_QUIET").is_some_and(|v| v == "1"));
+    if *QUIET {
+        return;
+    }
     let _ = std::io::stderr().write_all(format!("cuda-emu: {line}\n").as_bytes());
 }
 

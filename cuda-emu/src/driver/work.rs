@@ -101,6 +101,8 @@ fn kernel(
             state::lock().tally(&function.name, counts);
             Ok(())
         }
+        // A launch that could not begin did nothing that a context would have to be ended for.
+        Err((code @ Code::INVALID_VALUE, report)) => Err(state::lock().refuse(code, report)),
         Err((code, report)) => Err(state::lock().stick(ctx, code, report)),
     }
 }

@@ -1,7 +1,6 @@
 //! Lane-wise instructions: each opcode becomes one function over rows of 32 lanes, compiled for AVX2 where there is.
 
 use crate::ir::{AluFn, Class, Instr};
-use crate::num::{self, Round};
 use half::{bf16, f16};
 use std::ptr::NonNull;
 
@@ -59,10 +58,17 @@ pub(crate) struct Alu {
     pub class: Class,
 }
 
-fn fast() -> bool {
+/// Whether this machine has what the vectorised functions are compiled for.
+pub(crate) fn fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("lzcnt")
+        is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("lzcnt")
+            && is_x86_feature_detected!("popcnt")
+            && is_x86_feature_detected!("f16c")
     }
     #[cfg(not(target_arch = "x86_64"))]
     false
@@ -104,10 +110,17 @@ macro_rules! rows {
 /// `d` must start a row of `R`'s width.
 #[inline(always)]
 unsafe fn store<R: Lane>(d: *mut u32, t: [R; 32], mask: u32) {
-    for (l, &v) in t.iter().enumerate() {
-        if mask == u32::MAX || mask >> l & 1 == 1 {
+    if mask == u32::MAX {
+        for (l, &v) in t.iter().enumerate() {
             // SAFETY: the caller's promise.
             unsafe { R::put(d, l, v) }
+        }
+    } else {
+        for (l, &v) in t.iter().enumerate() {
+            if mask >> l & 1 == 1 {
+                // SAFETY: the caller's promise.
+                unsafe { R::put(d, l, v) }
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ pub struct Counters {
     pub classes: [u64; CLASSES.len()],
     /// Floating and integer operations of matrix products: 2·m·n·k each.
     pub mma_flops: u64,
-    /// Bytes that threads read from global memory, and wrote there.
+    /// Bytes that threads read from global memory.
     pub global_read: u64,
     /// Bytes that threads wrote to global memory.
     pub global_written: u64,
@@ -18,6 +18,8 @@ pub struct Counters {
     pub requests: u64,
     /// 32-byte sectors those requests touched.
     pub sectors: u64,
+    /// Warp-wide requests to shared memory.
+    pub shared: u64,
     /// Extra passes over the shared-memory banks.
     pub bank_conflicts: u64,
     /// Barriers, counted once per warp that arrives.
@@ -42,6 +44,7 @@ impl Counters {
             ("global bytes written", self.global_written),
             ("global requests", self.requests),
             ("global sectors", self.sectors),
+            ("shared requests", self.shared),
             ("bank conflicts", self.bank_conflicts),
             ("barrier arrivals", self.barriers),
             ("divergent branches", self.divergent),
@@ -65,6 +68,7 @@ impl Counters {
         self.global_written += o.global_written;
         self.requests += o.requests;
         self.sectors += o.sectors;
+        self.shared += o.shared;
         self.bank_conflicts += o.bank_conflicts;
         self.barriers += o.barriers;
         self.divergent += o.divergent;

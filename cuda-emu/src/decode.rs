@@ -42,7 +42,8 @@ pub(crate) struct Decoder<'a> {
     loc: (u32, u32),
 }
 
-fn shared_offsets(unit: &Unit, entry: &str) -> (HashMap<(String, String), u32>, u32) {
+/// Where every shared variable lies, where they end, and where the memory given at launch begins.
+fn shared_offsets(unit: &Unit, entry: &str) -> (HashMap<(String, String), u32>, u32, u32) {
     let (mut map, mut at) = (HashMap::new(), 0u32);
     let mut place = |f: &str, v: &Var| {
         at = at.next_multiple_of(v.align);
@@ -61,16 +62,17 @@ fn shared_offsets(unit: &Unit, entry: &str) -> (HashMap<(String, String), u32>, 
             }
         }
     }
-    let end = at;
-    for v in unit.vars.iter().filter(|v| v.space == ".shared" && v.bytes == 0) {
-        map.insert((String::new(), v.name.clone()), end.next_multiple_of(v.align.max(16)));
+    let open = || unit.vars.iter().filter(|v| v.space == ".shared" && v.bytes == 0);
+    let dynamic = at.next_multiple_of(open().map(|v| v.align).max().unwrap_or(1).max(16));
+    for v in open() {
+        map.insert((String::new(), v.name.clone()), dynamic);
     }
-    (map, end)
+    (map, at, dynamic)
 }
 
 /// Decodes the entry `f`.
 pub(crate) fn kernel(unit: &Unit, f: &Function) -> Result<Kernel, Error> {
-    let (shared, shared_bytes) = shared_offsets(unit, &f.name);
+    let (shared, shared_bytes, dynamic_at) = shared_offsets(unit, &f.name);
     let mut d = Decoder {
         unit,
         scopes: vec![HashMap::new()],
@@ -111,6 +113,7 @@ pub(crate) fn kernel(unit: &Unit, f: &Function) -> Result<Kernel, Error> {
         params,
         param_bytes: at as usize,
         shared: shared_bytes,
+        dynamic_at,
         local: d.local.next_multiple_of(16),
         max_threads: f.max_threads.unwrap_or(1024).min(1024),
         words: d.words as usize,

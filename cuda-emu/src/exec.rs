@@ -16,13 +16,14 @@ pub(crate) enum State {
     Done,
 }
 
-/// An asynchronous copy of one lane that has not landed.
+/// An asynchronous copy of a warp: the lanes for which it has not landed, the group each of them put it in, where it
+/// goes and what goes there.
 pub(crate) struct Pending {
-    pub lane: u8,
-    pub group: u32,
-    pub to: usize,
+    pub mask: u32,
+    pub group: [u32; 32],
+    pub to: [u32; 32],
     pub bytes: u8,
-    pub data: [u8; 16],
+    pub data: [[u8; 16]; 32],
 }
 
 pub(crate) struct Warp {
@@ -37,7 +38,7 @@ pub(crate) struct Warp {
     pub state: State,
     pub local: Vec<u8>,
     pub view: usize,
-    pub pending: Vec<Pending>,
+    pub pending: Vec<Box<Pending>>,
     pub groups: [u32; 32],
 }
 
@@ -57,6 +58,7 @@ pub(crate) struct Cta<'a> {
     pub block: [u32; 3],
     pub warps: Vec<Warp>,
     pub shared: Vec<u64>,
+    pub shared_bytes: usize,
     pub shadow: Shadow,
     barriers: [Barrier; 16],
     pub counters: Counters,
@@ -64,6 +66,8 @@ pub(crate) struct Cta<'a> {
     pub fenced: bool,
     pub synced: bool,
     steps: u64,
+    /// Whether this machine has AVX2 and FMA.
+    pub fast: bool,
 }
 
 pub(crate) type Done = Result<(), Box<Report>>;
@@ -87,6 +91,36 @@ impl Warp {
         debug_assert!((at as usize) < self.regs.len() * 2);
         // SAFETY: as for `word`.
         unsafe { *self.regs().add(at as usize) = v }
+    }
+
+    /// A row of 32-bit registers.
+    #[inline(always)]
+    pub fn row32(&mut self, row: u32) -> &[u32; 32] {
+        debug_assert!(row as usize + 32 <= self.regs.len() * 2);
+        // SAFETY: decoding hands out only rows within the kernel's words, and `regs` has 64 words more.
+        unsafe { &*self.regs().add(row as usize).cast() }
+    }
+
+    #[inline(always)]
+    pub fn row32_mut(&mut self, row: u32) -> &mut [u32; 32] {
+        debug_assert!(row as usize + 32 <= self.regs.len() * 2);
+        // SAFETY: as for `row32`.
+        unsafe { &mut *self.regs().add(row as usize).cast() }
+    }
+
+    /// A row of 64-bit registers.
+    #[inline(always)]
+    pub fn row64(&mut self, row: u32) -> &[u64; 32] {
+        debug_assert!(row as usize + 64 <= self.regs.len() * 2);
+        // SAFETY: as for `row32`; 64-bit rows start at even words, which are aligned.
+        unsafe { &*self.regs().add(row as usize).cast() }
+    }
+
+    /// Sets the bits of `mask` in a word to those of `bits`.
+    #[inline(always)]
+    pub fn set_bits(&mut self, at: u32, bits: u32, mask: u32) {
+        let old = self.word(at);
+        self.set_word(at, old & !mask | bits & mask);
     }
 
     /// Lane `l` of a row.
@@ -168,12 +202,14 @@ impl<'a> Cta<'a> {
             block: [0; 3],
             warps: warps.collect(),
             shared: vec![0; shared.div_ceil(8) + 2],
-            shadow: Shadow::new(shared),
+            shared_bytes: shared,
+            shadow: Shadow::new(shared, run.launch.checks.shared_races, run.launch.checks.initialised),
             barriers: [Barrier::default(); 16],
             counters: Counters::default(),
             fenced: false,
             synced: false,
             steps: 0,
+            fast: crate::alu::fast(),
         };
         for w in 0..cta.warps.len() {
             for (p, at) in &k.presets {
@@ -397,9 +433,14 @@ impl<'a> Cta<'a> {
                     }
                 }
                 Op::Nop => {}
+                Op::Ld(acc) | Op::St(acc) => {
+                    if m != 0 {
+                        self.load_store(w, i, acc, m)?;
+                    }
+                }
                 _ => {
                     if m != 0 {
-                        self.memory_op(w, i, m)?;
+                        self.other(w, i, m)?;
                     }
                 }
             }
@@ -413,6 +454,31 @@ impl<'a> Cta<'a> {
             let i = &code[w.pc as usize];
             let what = format!("still running after {} warp-instructions of this block", self.steps);
             return Err(self.fault(w, i, w.mask.trailing_zeros() as usize, Fault::Hang, what, None));
+        }
+        Ok(())
+    }
+
+    /// What is neither hot nor a matter of control.
+    #[cold]
+    #[inline(never)]
+    fn other(&mut self, w: &mut Warp, i: &Instr, m: u32) -> Done {
+        match i.op {
+            Op::Atom(acc, op, ty) => self.atomic(w, i, acc, op, ty, m)?,
+            Op::CpAsync(acc) => self.copy_async(w, i, acc, m)?,
+            Op::CpCommit => crate::access::lanes(m).for_each(|l| w.groups[l] += 1),
+            Op::CpWait { all } => self.wait_async(w, i, (!all).then_some(i.e as u32), m)?,
+            Op::Fence { device } => self.fenced |= device,
+            Op::Activemask => crate::access::lanes(m).for_each(|l| w.row32_mut(i.d)[l] = m),
+            Op::Clock { wide } => {
+                let now = self.counters.instructions();
+                crate::access::lanes(m).for_each(|l| w.put(i.d, wide, l, now));
+            }
+            Op::Printf => self.printf(w, i, m)?,
+            Op::AssertFail => return Err(self.assert_fail(w, i, m)),
+            Op::Trap => {
+                return Err(self.fault(w, i, m.trailing_zeros() as usize, Fault::Trap, "trap", None));
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -459,7 +525,8 @@ impl<'a> Cta<'a> {
             if b.who == 0 || (b.who | absent).count_ones() * 32 < b.need {
                 continue;
             }
-            self.shadow.join(b.who);
+            let whole = b.who.count_ones() as usize == self.warps.len();
+            self.shadow.join(b.who, whole);
             self.barriers[id] = Barrier::default();
             for n in 0..self.warps.len() {
                 if b.waiting >> n & 1 == 0 {
@@ -471,7 +538,7 @@ impl<'a> Cta<'a> {
                 if let Op::BarRed(kind) = i.op {
                     let yes = if kind == 1 { b.all } else { b.popc > 0 };
                     match kind {
-                        0 => (0..32).filter(|l| warp.mask >> l & 1 == 1).for_each(|l| warp.put(i.d, false, l, b.popc.into())),
+                        0 => crate::access::lanes(warp.mask).for_each(|l| warp.row32_mut(i.d)[l] = b.popc),
                         _ => warp.set_word(i.d, if yes { !0 } else { 0 }),
                     }
                 }

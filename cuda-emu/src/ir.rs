@@ -216,6 +216,8 @@ pub struct Kernel {
     pub(crate) params: Vec<Param>,
     pub(crate) param_bytes: usize,
     pub(crate) shared: u32,
+    /// Where the shared memory given at launch begins.
+    pub(crate) dynamic_at: u32,
     pub(crate) local: u32,
     pub(crate) max_threads: u32,
     pub(crate) words: usize,

@@ -7,6 +7,7 @@
 
 mod access;
 mod alu;
+mod atomics;
 mod counters;
 mod cvt;
 mod decode;
@@ -28,6 +29,6 @@ mod warp_ops;
 pub use counters::Counters;
 pub use error::{Error, Fault, Report};
 pub use ir::{Kernel, Param};
-pub use launch::{Checks, Launch, launch};
+pub use launch::{Checks, Launch, launch, launch_to};
 pub use memory::{Allocation, Memory};
 pub use module::{Global, Module};

@@ -4,7 +4,8 @@
 use crate::error::Error;
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Where addresses start. Above 32 bits, so that a truncated pointer is caught.
@@ -186,7 +187,7 @@ impl Memory {
 
     /// The allocations a launch may touch.
     pub(crate) fn views(&self) -> Vec<View> {
-        self.table().live.values().map(|b| View { block: b.clone(), cells: OnceLock::new() }).collect()
+        self.table().live.values().map(|b| View { block: b.clone(), record: OnceLock::new() }).collect()
     }
 
     /// Whether `addr` was freed, and the allocations about it in words.
@@ -220,44 +221,146 @@ impl Table {
 /// An allocation as one launch sees it: with a record of which blocks touched which cell.
 pub(crate) struct View {
     pub block: Arc<Block>,
-    cells: OnceLock<Box<[AtomicU64]>>,
+    record: OnceLock<Record>,
 }
 
+/// Who touched what, in cells of four bytes, each a block number + 1 above four bits of which bytes.
+struct Record {
+    writers: Box<[AtomicU32]>,
+    readers: Box<[AtomicU32]>,
+    /// One lock per [`LINE`] cells: a lock is dearer than the few cells it lets us change at leisure.
+    locks: Box<[AtomicBool]>,
+}
+
+/// Cells under one lock.
+const LINE: u64 = 128;
 /// A cell's reader when several blocks read it.
-const MANY: u64 = (1 << 28) - 1;
+const MANY: u32 = (1 << 28) - 1;
+
+/// The lock of one line, held.
+struct Held<'a>(&'a AtomicBool);
+
+impl<'a> Held<'a> {
+    #[inline(always)]
+    fn take(lock: &'a AtomicBool) -> Self {
+        while lock.swap(true, Acquire) {
+            std::hint::spin_loop();
+        }
+        Self(lock)
+    }
+}
+
+impl Drop for Held<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.0.store(false, Release);
+    }
+}
+
+fn zeroed32(n: usize) -> Box<[AtomicU32]> {
+    let words = Box::into_raw(vec![0u32; n].into_boxed_slice());
+    // SAFETY: AtomicU32 has the size, alignment and bits of u32, and the box is ours alone.
+    unsafe { Box::from_raw(words as *mut [AtomicU32]) }
+}
 
 impl View {
-    /// Records an access of block number `cta` to the `bytes` bytes at offset `at`, and says whether another block
-    /// touched one of them so that the two are not ordered: `Some(true)` if that one wrote.
-    #[inline]
-    pub fn touch(&self, at: u64, bytes: u64, cta: u64, write: bool) -> Option<bool> {
-        let cells = self.cells.get_or_init(|| zeroed(self.block.bytes.div_ceil(4) as usize));
-        let me = (cta + 1).min(MANY - 1);
-        let end = at + bytes;
-        for c in at / 4..end.div_ceil(4) {
-            let mask = ((1u64 << (end.min(c * 4 + 4) - c * 4)) - 1) & !((1u64 << (at.max(c * 4) - c * 4)) - 1);
-            let cell = &cells[c as usize];
-            // Two halves, writer above reader: 28 bits of block number + 1, 4 bits of which bytes.
-            let old = cell.load(Relaxed);
-            let (writer, wrote, reader, read) =
-                (old >> 36, old >> 32 & 15, old >> 4 & MANY, old & 15);
-            if writer != 0 && writer != me && wrote & mask != 0 {
-                return Some(true);
+    fn record(&self) -> &Record {
+        self.record.get_or_init(|| {
+            let cells = self.block.bytes.div_ceil(4);
+            let locks = (0..cells.div_ceil(LINE)).map(|_| AtomicBool::new(false)).collect();
+            Record { writers: zeroed32(cells as usize), readers: zeroed32(cells as usize), locks }
+        })
+    }
+
+    /// Records an access of block number `cta` to the `bytes` bytes at offset `at`. Where another block touched one of
+    /// them so that the two are not ordered, says which block, and whether that one wrote.
+    #[inline(always)]
+    pub fn touch(&self, at: u64, bytes: u64, cta: u64, write: bool) -> Option<(Option<u64>, bool)> {
+        let r = self.record();
+        let me = (cta + 1).min(u64::from(MANY) - 1) as u32;
+        let (mut at, end) = (at, at + bytes);
+        while at < end {
+            let line = at / (LINE * 4);
+            let stop = end.min((line + 1) * LINE * 4);
+            let _held = Held::take(&r.locks[line as usize]);
+            let cells = (at / 4) as usize..stop.div_ceil(4) as usize;
+            let (writers, readers) = (&r.writers[cells.clone()], &r.readers[cells]);
+            let whole = at % 4 == 0 && stop % 4 == 0;
+            // SAFETY: the line's lock is held.
+            let fine = whole && unsafe { touch_whole(writers, readers, me, write) };
+            if !fine
+                && let Some(other) = touch_parts(writers, readers, at, stop, me, write)
+            {
+                return Some(other);
             }
-            if write && reader != 0 && reader != me && read & mask != 0 {
-                return Some(false);
-            }
-            let new = if write {
-                let wrote = if writer == me { wrote | mask } else { mask };
-                (old & 0xffff_ffff) | me << 36 | wrote << 32
-            } else {
-                let reader = if reader == 0 || reader == me { me } else { MANY };
-                (old & !0xffff_ffff) | reader << 4 | read | mask
-            };
-            if new != old && cell.compare_exchange(old, new, Relaxed, Relaxed).is_err() {
-                return self.touch(at, bytes, cta, write);
-            }
+            at = stop;
         }
         None
     }
+}
+
+/// All the cells whole: true if nothing is wrong, and then they are recorded.
+///
+/// # Safety
+/// The caller must hold the lock of the cells' line.
+#[inline(always)]
+unsafe fn touch_whole(writers: &[AtomicU32], readers: &[AtomicU32], me: u32, write: bool) -> bool {
+    // SAFETY: these words are only touched under their line's lock, which the caller holds; as plain words they vectorise.
+    let (writers, readers) = unsafe {
+        let (w, r) = (writers.as_ptr() as *mut u32, readers.as_ptr() as *mut u32);
+        (std::slice::from_raw_parts_mut(w, writers.len()), std::slice::from_raw_parts_mut(r, readers.len()))
+    };
+    let other = |cell: u32| (cell != 0) & (cell >> 4 != me);
+    let mut bad = false;
+    if write {
+        for (&w, &r) in writers.iter().zip(readers.iter()) {
+            bad |= other(w) | other(r);
+        }
+        if !bad {
+            writers.fill(me << 4 | 15);
+        }
+    } else {
+        for &w in writers.iter() {
+            bad |= other(w);
+        }
+        if !bad {
+            for r in readers {
+                *r = if other(*r) { MANY << 4 | 15 } else { me << 4 | 15 };
+            }
+        }
+    }
+    !bad
+}
+
+/// The same cell by cell and byte by byte, under the lock.
+#[cold]
+fn touch_parts(
+    writers: &[AtomicU32],
+    readers: &[AtomicU32],
+    at: u64,
+    end: u64,
+    me: u32,
+    write: bool,
+) -> Option<(Option<u64>, bool)> {
+    for (n, (writer, reader)) in writers.iter().zip(readers).enumerate() {
+        let c = at / 4 + n as u64;
+        let (lo, hi) = (at.max(c * 4) - c * 4, end.min(c * 4 + 4) - c * 4);
+        let mask = ((1u32 << hi) - 1) & !((1 << lo) - 1);
+        let (w, r) = (writer.load(Relaxed), reader.load(Relaxed));
+        let other = |cell: u32| cell & mask != 0 && cell >> 4 != me;
+        let who = |cell: u32| (cell >> 4 < MANY - 1).then(|| u64::from(cell >> 4) - 1);
+        if other(w) {
+            return Some((who(w), true));
+        }
+        if write && other(r) {
+            return Some((who(r), false));
+        }
+        if write {
+            writer.store(me << 4 | mask | if w >> 4 == me { w & 15 } else { 0 }, Relaxed);
+        } else {
+            let by = if r == 0 || r >> 4 == me { me } else { MANY };
+            reader.store(by << 4 | r & 15 | mask, Relaxed);
+        }
+    }
+    None
 }

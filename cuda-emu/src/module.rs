@@ -27,7 +27,7 @@ pub struct Global {
 pub struct Module {
     kernels: BTreeMap<String, Kernel>,
     globals: Vec<Global>,
-    /// The variables' indices in the text to those in `globals`.
+    /// Source files by the number `.loc` gives them.
     pub(crate) files: HashMap<u32, String>,
     pub(crate) lines: Vec<String>,
 }

@@ -17,6 +17,12 @@ pub(crate) fn ftz(x: f32) -> f32 {
     if x.to_bits() & 0x7f80_0000 == 0 { f32::from_bits(x.to_bits() & 0x8000_0000) } else { x }
 }
 
+/// The NaN that single-precision instructions give.
+#[inline(always)]
+pub(crate) fn canonical(x: f32) -> f32 {
+    if x.is_nan() { f32::from_bits(0x7fff_ffff) } else { x }
+}
+
 /// `[0, 1]`, NaN to 0.
 #[inline(always)]
 pub(crate) fn sat(x: f32) -> f32 {

@@ -74,16 +74,6 @@ fn lo_hi<T>(f: impl Fn(u16) -> T, x: u32) -> (T, T) {
 
 /// An operation on f16, bf16 and their pairs, from one on f64 whose result rounds correctly.
 macro_rules! halves {
-    ($t:expr, $m:expr, $a:ident, |$($x:ident),*| $e:expr) => {{
-        let relu = $m.has("relu") || $m.has("sat");
-        if relu && !$m.has("sat") {
-            halves!(@go $t, $a, |$($x),*| { let r: f64 = $e; if r.is_nan() { r } else { r.max(0.0) } })
-        } else if relu {
-            halves!(@go $t, $a, |$($x),*| { let r: f64 = $e; if r > 0.0 { r.min(1.0) } else { 0.0 } })
-        } else {
-            halves!(@go $t, $a, |$($x),*| $e)
-        }
-    }};
     (@go $t:expr, $a:ident, |$($x:ident),*| $e:expr) => {
         match $t {
             "f16" => $a(|$($x: f16),*| -> f16 { $(let $x = $x.to_f64();)* h($e) }),
@@ -101,6 +91,16 @@ macro_rules! halves {
                 u32::from(lo.to_bits()) | u32::from(hi.to_bits()) << 16
             }),
             _ => return None,
+        }
+    };
+    ($t:expr, $m:expr, $a:ident, |$($x:ident),*| $e:expr) => {{
+        let relu = $m.has("relu") || $m.has("sat");
+        if relu && !$m.has("sat") {
+            halves!(@go $t, $a, |$($x),*| { let r: f64 = $e; if r.is_nan() { r } else { r.max(0.0) } })
+        } else if relu {
+            halves!(@go $t, $a, |$($x),*| { let r: f64 = $e; if r > 0.0 { r.min(1.0) } else { 0.0 } })
+        } else {
+            halves!(@go $t, $a, |$($x),*| $e)
         }
     }};
 }

@@ -1,9 +1,8 @@
-//! The seam to the interpreter: the only file that names its types. Today it stands on a stand-in.
+//! The seam to the interpreter: the only file of the driver that names its types.
 
 use super::error::Code;
-use super::standin as interpreter;
-use interpreter::{Checks, Fault, Launch};
-pub use interpreter::{Kernel, Memory, Module};
+use crate::{Checks, Fault, Launch, Report};
+pub use crate::{Kernel, Memory, Module};
 
 /// One kernel launch, as the driver has checked it.
 pub struct Request<'a> {
@@ -26,17 +25,17 @@ pub type Counts = Vec<(&'static str, u64)>;
 pub fn launch(module: &Module, memory: &Memory, request: &Request<'_>) -> Result<Counts, (Code, String)> {
     let Request { kernel, grid, block, dynamic_shared, params } = *request;
     let launch = Launch { grid, block, dynamic_shared, params, checks: Checks::default() };
-    interpreter::launch(module, kernel, memory, &launch)
+    crate::launch(module, kernel, memory, &launch)
         .map(|counters| counters.items())
-        .map_err(|report| (code(report.fault), report.to_string()))
+        .map_err(|report| (code(&report), report.to_string()))
 }
 
 /// What hardware would call a fault. Those that it would not notice are failed launches.
-fn code(fault: Fault) -> Code {
-    match fault {
+fn code(report: &Report) -> Code {
+    match report.fault {
         Fault::OutOfBounds | Fault::UseAfterFree => Code::ILLEGAL_ADDRESS,
         Fault::Misaligned => Code::MISALIGNED_ADDRESS,
-        Fault::Trap => Code::ASSERT,
+        Fault::Trap if report.what.contains("assert") => Code::ASSERT,
         Fault::Launch => Code::INVALID_VALUE,
         _ => Code::LAUNCH_FAILED,
     }

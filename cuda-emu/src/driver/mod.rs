@@ -23,7 +23,6 @@ mod launch;
 mod memory;
 mod module;
 mod query;
-mod standin;
 mod state;
 mod stream;
 mod unsupported;

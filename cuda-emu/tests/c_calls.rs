@@ -19,6 +19,7 @@ const NOT_FOUND: c_int = 500;
 const ILLEGAL_ADDRESS: c_int = 700;
 const OUT_OF_RESOURCES: c_int = 701;
 const MISALIGNED: c_int = 716;
+const LAUNCH_FAILED: c_int = 719;
 const NOT_PERMITTED: c_int = 800;
 const NOT_SUPPORTED: c_int = 801;
 const CAPTURE_UNSUPPORTED: c_int = 900;
@@ -317,7 +318,10 @@ fn launches_run_within_limits() {
     cuda.put(data, &[0.5; 100]);
     assert_eq!(cuda.add_one(add, 0, data, 99), OK);
     assert_eq!(cuda.get(data, 100)[97..], [1.5, 1.5, 0.5]);
-    assert!(cuda.text("cudaEmuCounters").contains("\"add_one\":{\"launches\":1"));
+    let counters = cuda.text("cudaEmuCounters");
+    assert!(counters.contains("\"add_one\":{\"launches\":1"), "{counters}");
+    assert!(counters.contains("\"global_bytes_read\":396,\"global_bytes_written\":396"), "{counters}");
+    assert!(counters.ends_with(",\"used_bytes\":512,\"peak_bytes\":512}"), "{counters}");
     // Parameters in a buffer.
     let mut packed = [0u8; 12];
     packed[..8].copy_from_slice(&data.to_le_bytes());
@@ -364,6 +368,27 @@ fn a_failed_check_sticks_to_its_context() {
         drop(cuda);
         let cuda = Cuda::new();
         assert_eq!(call!(cuda, cuCtxSynchronize), OK);
+    }
+}
+
+#[test]
+fn what_only_an_emulator_checks_is_a_failed_launch() {
+    for (name, said) in [("traps", "Trap"), ("reads", "Uninitialised")] {
+        let cuda = Cuda::new();
+        let module = cuda.module();
+        let mut addr = cuda.alloc(4);
+        let args = [(&raw mut addr).cast()];
+        assert_eq!(cuda.launch(cuda.function(module, name), 1, 1, 0, 0, &args), LAUNCH_FAILED, "{name}");
+        let report = cuda.text("cudaEmuLastReport");
+        assert!(report.contains(said) && report.contains(name), "{report}");
+        // A reset is a way out, too, without an end of the context.
+        assert_eq!(call!(cuda, cuCtxSynchronize), LAUNCH_FAILED);
+        assert_eq!(call!(cuda, cudaEmuReset), OK);
+        assert_eq!(call!(cuda, cuCtxSynchronize), OK);
+        assert_eq!(cuda.text("cudaEmuLastReport"), "");
+        cuda.put(addr, &[1.0]);
+        assert_eq!(cuda.launch(cuda.function(module, "reads"), 1, 1, 0, 0, &args), OK);
+        call!(cuda, cuMemFree_v2, addr => u64);
     }
 }
 

@@ -170,6 +170,33 @@ fn a_leak_is_reported_when_its_context_ends() {
     assert!(leaks.contains(&format!(" at {lost:#x} (12345 bytes)")), "{leaks}");
 }
 
+/// The environment is read once by a process, so another one is asked: this test's own binary, for the test below.
+#[test]
+fn the_environment_sets_the_capacity_and_keeps_it_quiet() {
+    let run = |quiet: &str| {
+        let test = std::env::current_exe().unwrap();
+        let mut command = std::process::Command::new(test);
+        command.args(["--exact", "in_another_process", "--ignored", "--nocapture"]);
+        let output = command.env("CUDA_EMU_MEMORY", "3M").env("CUDA_EMU_QUIET", quiet).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(
+        run("0")
+            .contains("cuda-emu: cuMemAllocAsync: 4194304 bytes are asked for; 3145728 of 3145728 are free")
+    );
+    assert!(!run("1").contains("cuda-emu:"));
+}
+
+#[test]
+#[ignore = "the test above runs it, with an environment of its own"]
+fn in_another_process() {
+    library();
+    let stream = CudaContext::new(0).unwrap().default_stream();
+    assert_eq!(failed(stream.alloc_zeros::<u8>(4 << 20)), Some(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
+    assert!(text("cudaEmuLastReport").starts_with("cuMemAllocAsync"));
+}
+
 #[test]
 fn what_is_wrong_is_answered_as_the_driver_answers() {
     let _alone = alone();

@@ -1,6 +1,6 @@
 //! The driver called as C calls it, through its shared library.
 
-mod common;
+mod client;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::ptr::{null, null_mut};
@@ -30,7 +30,7 @@ const CAPTURE_ISOLATION: c_int = 905;
 /// Calls a function of the driver by name; the arguments' types say its signature.
 macro_rules! call {
     ($cuda:expr, $name:ident $(, $arg:expr => $type:ty)* $(,)?) => {{
-        let function: unsafe extern "C" fn($($type),*) -> c_int = common::symbol($cuda.library, stringify!($name));
+        let function: unsafe extern "C" fn($($type),*) -> c_int = client::symbol($cuda.library, stringify!($name));
         // SAFETY: the types are those of the driver's header, and the pointers are the tests' own variables.
         unsafe { function($($arg),*) }
     }};
@@ -44,7 +44,7 @@ struct Cuda {
 
 fn library() -> &'static Library {
     static LIBRARY: OnceLock<&'static Library> = OnceLock::new();
-    LIBRARY.get_or_init(common::open)
+    LIBRARY.get_or_init(client::open)
 }
 
 impl Cuda {
@@ -81,7 +81,7 @@ impl Cuda {
 
     fn module(&self) -> usize {
         let mut module = 0;
-        let image = common::PTX.as_ptr();
+        let image = client::PTX.as_ptr();
         assert_eq!(call!(self, cuModuleLoadData, &mut module => *mut usize, image => *const u8), OK);
         module
     }
@@ -127,7 +127,7 @@ impl Cuda {
     }
 
     fn text(&self, name: &str) -> String {
-        common::text(self.library, name)
+        client::text(self.library, name)
     }
 }
 
@@ -441,7 +441,7 @@ fn events_keep_time_if_they_may() {
 #[test]
 fn host_functions_run_in_order_and_may_not_call_back() {
     unsafe extern "C" fn run(data: *mut c_void) {
-        let synchronize: unsafe extern "C" fn() -> c_int = common::symbol(library(), "cuCtxSynchronize");
+        let synchronize: unsafe extern "C" fn() -> c_int = client::symbol(library(), "cuCtxSynchronize");
         // SAFETY: the data is the test's own variable; the function takes nothing.
         unsafe { *data.cast::<c_int>() = synchronize() };
     }
@@ -463,7 +463,7 @@ fn functions_are_found_by_name() {
             13_000 => c_int, 0 => u64, &mut status => *mut c_int);
         (code, status, address)
     };
-    let direct: usize = common::symbol(cuda.library, "cuMemAlloc_v2");
+    let direct: usize = client::symbol(cuda.library, "cuMemAlloc_v2");
     assert_eq!(find(c"cuMemAlloc"), (OK, 0, direct));
     assert_eq!(find(c"cuMemAlloc_v2"), (OK, 0, direct));
     assert_eq!(find(c"cuNothing"), (NOT_FOUND, 1, 0));
@@ -539,6 +539,6 @@ fn a_captured_stream_does_its_work_at_launch() {
 fn every_symbol_is_exported() {
     let cuda = Cuda::new();
     for name in include_str!("symbols.txt").split_whitespace() {
-        let _: usize = common::symbol(cuda.library, name);
+        let _: usize = client::symbol(cuda.library, name);
     }
 }

@@ -1,6 +1,6 @@
 //! The driver under cudarc, as an engine uses it. The library is open before cudarc asks for one by name.
 
-mod common;
+mod client;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -14,7 +14,7 @@ use libloading::os::unix::Library;
 
 fn library() -> &'static Library {
     static LIBRARY: OnceLock<&'static Library> = OnceLock::new();
-    LIBRARY.get_or_init(common::open)
+    LIBRARY.get_or_init(client::open)
 }
 
 /// One test at a time: the device is shared. Opens the library first.
@@ -22,22 +22,22 @@ fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     set_memory(1 << 30);
-    let reset: extern "C" fn() -> i32 = common::symbol(library(), "cudaEmuReset");
+    let reset: extern "C" fn() -> i32 = client::symbol(library(), "cudaEmuReset");
     reset();
     alone
 }
 
 fn set_memory(bytes: u64) {
-    let set: extern "C" fn(u64) -> i32 = common::symbol(library(), "cudaEmuSetMemory");
+    let set: extern "C" fn(u64) -> i32 = client::symbol(library(), "cudaEmuSetMemory");
     set(bytes);
 }
 
 fn text(name: &str) -> String {
-    common::text(library(), name)
+    client::text(library(), name)
 }
 
 fn ptx() -> Ptx {
-    Ptx::from_src(common::PTX.trim_end_matches('\0'))
+    Ptx::from_src(client::PTX.trim_end_matches('\0'))
 }
 
 fn add_one(ctx: &Arc<CudaContext>) -> CudaFunction {

@@ -57,6 +57,7 @@ impl Cta<'_> {
     /// Executes `ld` or `st`.
     pub(crate) fn load_store(&mut self, w: &mut Warp, i: &Instr, acc: Access, m: u32) -> Done {
         let write = matches!(i.op, Op::St(_));
+        self.moved |= write;
         let size = u64::from(acc.bytes) * i.v.len() as u64;
         let mut at = addresses(w, i.a, i.e, acc.wide);
         let odd = at.iter().fold(0, |o, a| o | a) & (size - 1);

@@ -127,6 +127,7 @@ impl Cta<'_> {
             let c = if i.c == NONE { 0 } else { w.get(i.c, wide, l) };
             // SAFETY: the two functions above checked the address.
             let old = unsafe { update(p, acc.bytes, |old| apply(op, ty, old, b, c)) };
+            self.moved |= apply(op, ty, old, b, c) != old;
             w.put(i.d, wide, l, old);
         }
         // Having fenced, a block that then took its turn by an atomic reads what the others released.
@@ -210,6 +211,7 @@ impl Cta<'_> {
         pending.retain_mut(|p| {
             let due = |l: usize| keep.is_none_or(|n| p.group[l] + n < w.groups[l]);
             let landing: u32 = lanes(p.mask & m).filter(|&l| due(l)).map(|l| 1 << l).sum();
+            self.moved |= landing != 0;
             for l in lanes(landing) {
                 let (to, n) = (p.to[l] as usize, usize::from(p.bytes));
                 self.shadow.land(to / 4, n / 4);

@@ -216,7 +216,7 @@ fn blocks(run: &Run<'_>) -> Result<Counters, Report> {
             }
             run.working.fetch_add(1, Relaxed);
             let result = cta.block(id);
-            run.working.fetch_sub(1, Relaxed);
+            cta.leave();
             if let Err(report) = result {
                 worst.fetch_min(id, Relaxed);
                 let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);

@@ -180,8 +180,6 @@ impl Cta<'_> {
                 }
                 let block = &self.run.views[w.view].block;
                 let at = from[l] - block.start;
-                let races = checks.global_races && !self.synced;
-                self.check_global(w, i, l, at, n, n, false, races, checks.initialised)?;
                 // SAFETY: the range lies within the allocation.
                 unsafe { block.ptr().add(at as usize).copy_to(p.data[l].as_mut_ptr(), n as usize) };
                 off[l] = from[l];
@@ -193,6 +191,24 @@ impl Cta<'_> {
             }
             self.shadow.issue(to[l] as usize / 4, size as usize / 4);
             p.to[l] = to[l] as u32;
+        }
+        let races = checks.global_races && !self.synced;
+        for (l, n) in crate::access::runs(&off, reading, size) {
+            // A run lies within one allocation: its neighbours are far away. A piece cut short ends its run.
+            let last = u64::from(w.row32(i.b)[l + n as usize - 1]).min(size);
+            let whole = lanes(reading).skip_while(|k| *k < l).take(n as usize - 1).all(|k| u64::from(w.row32(i.b)[k]) >= size);
+            if whole && self.find(w, off[l], 1) {
+                let at = off[l] - self.run.views[w.view].block.start;
+                self.check_global(w, i, l, at, (n - 1) * size + last, size, false, races, checks.initialised)?;
+                continue;
+            }
+            for k in l..l + n as usize {
+                let part = u64::from(w.row32(i.b)[k]).min(size);
+                if self.find(w, off[k], part) {
+                    let at = off[k] - self.run.views[w.view].block.start;
+                    self.check_global(w, i, k, at, part, part, false, races, checks.initialised)?;
+                }
+            }
         }
         if reading != 0 {
             self.counters.requests += 1;

@@ -446,7 +446,24 @@ impl<'a> Cta<'a> {
         w.pick()
     }
 
+    /// A warp's turn: so many instructions, or up to a barrier or its end.
     fn turn(&mut self, w: &mut Warp) -> Done {
+        #[cfg(target_arch = "x86_64")]
+        if self.fast {
+            // SAFETY: `fast` says that this machine has these instructions.
+            return unsafe { self.turn_fast(w) };
+        }
+        self.turn_plain(w)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,f16c")]
+    fn turn_fast(&mut self, w: &mut Warp) -> Done {
+        self.turn_plain(w)
+    }
+
+    #[inline(always)]
+    fn turn_plain(&mut self, w: &mut Warp) -> Done {
         let code = &self.run.kernel.code[..];
         for _ in 0..TURN {
             let i = &code[w.pc as usize];

@@ -59,6 +59,8 @@ pub(crate) struct Run<'a> {
     pub memory: &'a Memory,
     pub launch: &'a Launch<'a>,
     pub views: Vec<View>,
+    /// The first of this launch's ids in the records of who touched what.
+    pub first: u32,
     pub params: Vec<u8>,
     /// What `printf` printed, by block.
     pub printed: Mutex<BTreeMap<u64, Vec<u8>>>,
@@ -183,12 +185,14 @@ pub fn launch_to(
     if let Some(what) = refusal(module, kernel, launch) {
         return Err(refuse(what));
     }
+    let (views, first) = memory.views(launch.grid.iter().map(|&n| u64::from(n)).product());
     let run = Run {
         kernel,
         module,
         memory,
         launch,
-        views: memory.views(),
+        views,
+        first,
         params: launch.params[..kernel.param_bytes].to_vec(),
         printed: Mutex::default(),
         working: AtomicUsize::new(0),

@@ -152,6 +152,36 @@ impl Shadow {
         self.touch(cell * 4, n * 4, warp, kind)
     }
 
+    /// What [`Shadow::one`] compares with: a warp's stamp, its floor and its number in place.
+    #[inline(always)]
+    pub fn stamp(&self, warp: usize) -> [u32; 3] {
+        let me = (warp as u32) << 4;
+        [self.tick_of(warp) << TICK | me | u32::from(WRITTEN), self.floor[warp] << TICK, me]
+    }
+
+    /// Records an access to one whole cell, if nothing is wrong at first sight.
+    #[inline(always)]
+    pub fn one(&mut self, cell: usize, [stamp, floor, me]: [u32; 3], kind: Kind) -> bool {
+        let fine = |a: u32| a < floor || a & 0x1f0 == me;
+        let (writer, flags) = (&mut self.writer[cell], &mut self.flags[cell]);
+        let [r0, r1] = &mut self.readers;
+        let (r0, r1) = (&mut r0[cell], &mut r1[cell]);
+        if kind == Kind::Read {
+            let flag = if self.init { WRITTEN } else { 0 };
+            let ok = (fine(*writer) || !self.races) & (*flags & (0xf0 | flag) == flag);
+            if ok {
+                *(if fine(*r0) { r0 } else { r1 }) = stamp;
+            }
+            ok
+        } else {
+            let ok = (fine(*writer) & fine(*r0) & fine(*r1) || !self.races) & (*flags & 0xf0 == 0);
+            if ok {
+                (*writer, *flags, self.atomic[cell]) = (stamp, WRITTEN, 0);
+            }
+            ok
+        }
+    }
+
     fn tick_of(&self, warp: usize) -> u32 {
         self.clocks[warp][warp]
     }

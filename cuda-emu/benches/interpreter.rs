@@ -149,7 +149,9 @@ fn benches(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(flops / 4096));
     for n in [1, 2] {
         let pool = threads(n);
-        group.bench_function(BenchmarkId::new("linear_256_cubed, threads", n), |b| b.iter(|| pool.install(|| c.run())));
+        group.bench_function(BenchmarkId::new("linear_256_cubed, threads", n), |b| {
+            b.iter(|| pool.install(|| c.run()))
+        });
     }
     let c = products();
     group.throughput(Throughput::Elements(one.install(|| c.run()).mma_flops / 4096));

@@ -156,7 +156,8 @@ impl Cta<'_> {
         match lanes(m).find(|&l| at[l] & (size - 1) != 0) {
             None => Ok(()),
             Some(l) => {
-                let what = format!("an access of {size} bytes at an address that is not a multiple of {size}");
+                let what =
+                    format!("an access of {size} bytes at an address that is not a multiple of {size}");
                 Err(self.fault(w, i, l, Fault::Misaligned, what, Some(at[l] + base(space))))
             }
         }
@@ -298,7 +299,8 @@ impl Cta<'_> {
     ) -> Box<crate::error::Report> {
         let view = &self.run.views[w.view];
         // The lane is the first whose own piece clashes; those before it are recorded a second time, which is harmless.
-        let pieces = (0..bytes / size).find_map(|n| Some((n, view.touch(at + n * size, size, self.run.first, self.id, write)?)));
+        let pieces = (0..bytes / size)
+            .find_map(|n| Some((n, view.touch(at + n * size, size, self.run.first, self.id, write)?)));
         let (n, (who, wrote)) = pieces.unwrap_or((0, other));
         let did = if wrote { "wrote" } else { "read" };
         let who = who.map_or("another block".to_owned(), |b| {
@@ -343,16 +345,12 @@ impl Cta<'_> {
             }
             return Ok(Target { base, at: *at, mask: m, row });
         }
-        self.counters.bank_conflicts += conflicts(at, m, size);
+        self.counters.bank_conflicts += self.strides.conflicts(at, m, size);
         if size >= 4 && !acc.strong {
-            let stamp = self.shadow.stamp(w.index);
-            for l in lanes(m) {
-                for cell in (at[l] / 4) as usize..((at[l] + size) / 4) as usize {
-                    if !self.shadow.one(cell, stamp, kind)
-                        && let Some(f) = self.shadow.touch(cell * 4, 4, w.index, kind)
-                    {
-                        return Err(self.shared_fault(w, i, at, 1 << l, size, kind, f));
-                    }
+            let bad = self.shadow.scattered(at, m, size as usize / 4, w.index, kind);
+            for l in lanes(bad) {
+                if let Some(f) = self.shadow.touch(at[l] as usize, size as usize, w.index, kind) {
+                    return Err(self.shared_fault(w, i, at, 1 << l, size, kind, f));
                 }
             }
             return Ok(Target { base, at: *at, mask: m, row });
@@ -409,8 +407,12 @@ impl Cta<'_> {
             .unwrap_or(m.trailing_zeros() as usize);
         let how = if kind == Kind::Read { "read" } else { "write" };
         let what = match fault {
-            Fault::AsyncCopy => format!("{how} of shared memory into which a cp.async is still in flight: no wait_group"),
-            Fault::SharedRace => format!("{how} of shared memory that another warp touched with no barrier between"),
+            Fault::AsyncCopy => {
+                format!("{how} of shared memory into which a cp.async is still in flight: no wait_group")
+            }
+            Fault::SharedRace => {
+                format!("{how} of shared memory that another warp touched with no barrier between")
+            }
             _ => format!("read of {size} bytes of shared memory of which some were never written"),
         };
         self.fault(w, i, l, fault, what, Some(SHARED + at[l]))
@@ -477,6 +479,26 @@ pub(crate) fn sectors(off: &Lanes, mask: u32, size: u64, row: bool) -> u64 {
         list.sort_unstable();
     }
     1.min(n as u64) + list.windows(2).filter(|p| p[0] != p[1]).count() as u64
+}
+
+/// Bank conflicts of full warps whose lanes are a constant distance apart, which depend on that distance and the size
+/// alone: the last few are remembered.
+#[derive(Default)]
+pub(crate) struct Strides([(u64, u64, u64); 16]);
+
+impl Strides {
+    #[inline(always)]
+    pub fn conflicts(&mut self, at: &Lanes, mask: u32, size: u64) -> u64 {
+        let stride = at[1].wrapping_sub(at[0]);
+        if mask != u32::MAX || size < 4 || !contiguous(at, stride) {
+            return conflicts(at, mask, size);
+        }
+        let slot = &mut self.0[((stride / 4 + size / 4 * 5) % 16) as usize];
+        if (slot.0, slot.1) != (stride, size) {
+            *slot = (stride, size, conflicts(at, mask, size));
+        }
+        slot.2
+    }
 }
 
 /// Passes over the 32 banks beyond those the bytes need. Lanes go in as many phases as make 128 bytes each.

@@ -11,15 +11,35 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 /// The new value of a cell that held `old`.
 fn apply(op: Rmw, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
-    let pair = |f: &dyn Fn(u64, u64) -> u64| f(old & 0xffff, b & 0xffff) | f(old >> 16 & 0xffff, b >> 16 & 0xffff) << 16;
+    let pair = |f: &dyn Fn(u64, u64) -> u64| {
+        f(old & 0xffff, b & 0xffff) | f(old >> 16 & 0xffff, b >> 16 & 0xffff) << 16
+    };
     match (op, ty) {
         (Rmw::Exch, _) => b,
-        (Rmw::Cas, _) => if old == b { c } else { old },
+        (Rmw::Cas, _) => {
+            if old == b {
+                c
+            } else {
+                old
+            }
+        }
         (Rmw::And, _) => old & b,
         (Rmw::Or, _) => old | b,
         (Rmw::Xor, _) => old ^ b,
-        (Rmw::Inc, _) => if old >= b { 0 } else { old + 1 },
-        (Rmw::Dec, _) => if old == 0 || old > b { b } else { old - 1 },
+        (Rmw::Inc, _) => {
+            if old >= b {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (Rmw::Dec, _) => {
+            if old == 0 || old > b {
+                b
+            } else {
+                old - 1
+            }
+        }
         (_, Ty::F32) => f32_op(op, old as u32, b as u32).into(),
         (_, Ty::F64) => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
         (_, Ty::F16) => f16_op(op, old, b),
@@ -78,7 +98,9 @@ unsafe fn update(p: *mut u8, bytes: u8, f: impl Fn(u64) -> u64) -> u64 {
             }
             4 => {
                 let cell = AtomicU32::from_ptr(p.cast());
-                cell.fetch_update(SeqCst, SeqCst, |old| Some(f(old.into()) as u32)).unwrap_or_else(|old| old).into()
+                cell.fetch_update(SeqCst, SeqCst, |old| Some(f(old.into()) as u32))
+                    .unwrap_or_else(|old| old)
+                    .into()
             }
             _ => {
                 let shift = (p as usize & 2) * 8;
@@ -135,7 +157,14 @@ impl Cta<'_> {
         Ok(())
     }
 
-    fn atomic_shared(&mut self, w: &Warp, i: &Instr, at: &Lanes, l: usize, size: u64) -> Result<*mut u8, Box<Report>> {
+    fn atomic_shared(
+        &mut self,
+        w: &Warp,
+        i: &Instr,
+        at: &Lanes,
+        l: usize,
+        size: u64,
+    ) -> Result<*mut u8, Box<Report>> {
         if at[l] + size > self.shared_bytes as u64 {
             return Err(self.beyond_shared(w, i, l, at[l], size));
         }
@@ -146,7 +175,14 @@ impl Cta<'_> {
         Ok(unsafe { self.shared.as_mut_ptr().cast::<u8>().add(at[l] as usize) })
     }
 
-    fn atomic_global(&mut self, w: &mut Warp, i: &Instr, addr: u64, l: usize, size: u64) -> Result<*mut u8, Box<Report>> {
+    fn atomic_global(
+        &mut self,
+        w: &mut Warp,
+        i: &Instr,
+        addr: u64,
+        l: usize,
+        size: u64,
+    ) -> Result<*mut u8, Box<Report>> {
         if !self.find(w, addr, size) {
             return Err(self.outside(w, i, l, addr, size, true));
         }
@@ -196,16 +232,29 @@ impl Cta<'_> {
         for (l, n) in crate::access::runs(&off, reading, size) {
             // A run lies within one allocation: its neighbours are far away. A piece cut short ends its run.
             let last = u64::from(w.row32(i.b)[l + n as usize - 1]).min(size);
-            let whole = lanes(reading).skip_while(|k| *k < l).take(n as usize - 1).all(|k| u64::from(w.row32(i.b)[k]) >= size);
+            let whole = lanes(reading)
+                .skip_while(|k| *k < l)
+                .take(n as usize - 1)
+                .all(|k| u64::from(w.row32(i.b)[k]) >= size);
             if whole && self.find(w, off[l], 1) {
                 let at = off[l] - self.run.views[w.view].block.start;
-                self.check_global(w, i, l, at, (n - 1) * size + last, size, false, races, checks.initialised)?;
+                self.check_global(
+                    w,
+                    i,
+                    l,
+                    at,
+                    (n - 1) * size + last,
+                    size,
+                    false,
+                    races,
+                    checks.initialised,
+                )?;
                 continue;
             }
-            for k in l..l + n as usize {
+            for (k, &from) in off.iter().enumerate().skip(l).take(n as usize) {
                 let part = u64::from(w.row32(i.b)[k]).min(size);
-                if self.find(w, off[k], part) {
-                    let at = off[k] - self.run.views[w.view].block.start;
+                if self.find(w, from, part) {
+                    let at = from - self.run.views[w.view].block.start;
                     self.check_global(w, i, k, at, part, part, false, races, checks.initialised)?;
                 }
             }

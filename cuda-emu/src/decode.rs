@@ -134,7 +134,14 @@ impl<'a> Decoder<'a> {
             change[last + 1] -= i64::from(words);
         }
         let mut now = 0;
-        let most = change.iter().map(|c| { now += c; now }).max().unwrap_or(0);
+        let most = change
+            .iter()
+            .map(|c| {
+                now += c;
+                now
+            })
+            .max()
+            .unwrap_or(0);
         (most as u32 + 8).min(255)
     }
 
@@ -375,7 +382,21 @@ impl<'a> Decoder<'a> {
         let (guard, not) = self.guard;
         let (line, loc) = (self.line, self.loc);
         let (d, v) = (NONE, Box::default());
-        self.code.push(Instr { op, class, guard, not, d, a: NONE, b: NONE, c: NONE, e: -1, v, wides: 0, line, loc });
+        self.code.push(Instr {
+            op,
+            class,
+            guard,
+            not,
+            d,
+            a: NONE,
+            b: NONE,
+            c: NONE,
+            e: -1,
+            v,
+            wides: 0,
+            line,
+            loc,
+        });
         self.code.last_mut().expect("just pushed")
     }
 
@@ -407,7 +428,7 @@ impl<'a> Decoder<'a> {
             }
             "call" => self.call(i)?,
             "mov" if a.iter().any(|a| matches!(a, Arg::Vector(_))) => self.pack(i)?,
-            "mov" if matches!(&a[..], [_, Arg::Name(n, _)] if clock(n).is_some()) => {
+            "mov" if matches!(a, [_, Arg::Name(n, _)] if clock(n).is_some()) => {
                 let (d, wide) = self.any(&a[0])?;
                 self.emit(Op::Clock { wide }, Class::Move).d = d;
             }
@@ -495,10 +516,12 @@ impl<'a> Decoder<'a> {
                 let s = parts.iter().map(|p| self.src(p, false)).collect::<Result<Vec<_>, _>>()?;
                 match (wide, &s[..]) {
                     (true, [lo, hi]) => {
-                        self.alu(a2(|a: u32, b: u32| u64::from(b) << 32 | u64::from(a)), d, &[*lo, *hi]).class = Class::Move;
+                        self.alu(a2(|a: u32, b: u32| u64::from(b) << 32 | u64::from(a)), d, &[*lo, *hi])
+                            .class = Class::Move;
                     }
                     (false, [lo, hi]) => {
-                        self.alu(a2(|a: u16, b: u16| u32::from(b) << 16 | u32::from(a)), d, &[*lo, *hi]).class = Class::Move;
+                        self.alu(a2(|a: u16, b: u16| u32::from(b) << 16 | u32::from(a)), d, &[*lo, *hi])
+                            .class = Class::Move;
                     }
                     (true, [x, y, z, w]) => {
                         let (lo, hi) = (self.row(false), self.row(false));

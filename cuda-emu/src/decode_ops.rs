@@ -264,7 +264,8 @@ pub(crate) fn special(d: &mut Decoder, i: &Inst, op: &[&str]) -> Result<bool, Er
             if !has("b16") || !has("m8n8") {
                 return d.fail("unknown matrix shape", &i.op);
             }
-            let kind = if load { Op::LdMatrix { count, trans, wide } } else { Op::StMatrix { count, trans, wide } };
+            let kind =
+                if load { Op::LdMatrix { count, trans, wide } } else { Op::StMatrix { count, trans, wide } };
             let at = d.emit(kind, if load { Class::Load } else { Class::Store });
             (at.a, at.e, at.v) = (row, off, v);
         }
@@ -281,7 +282,9 @@ pub(crate) fn special(d: &mut Decoder, i: &Inst, op: &[&str]) -> Result<bool, Er
                 let to = d.dest(&a[0], false)?;
                 d.alu(crate::alu::a0(|| 0u32), to, &[]);
             }
-            [x, Arg::Name(n, _)] if op[1].ends_with("64") && matches!(d.lookup(n), Ok(Sym::Reg(_, false))) => {
+            [x, Arg::Name(n, _)]
+                if op[1].ends_with("64") && matches!(d.lookup(n), Ok(Sym::Reg(_, false))) =>
+            {
                 let (s, to) = (d.src(&a[1], false)?, d.dest(x, true)?);
                 d.alu(a1(|x: u32| u64::from(x)), to, &[s]);
             }
@@ -296,7 +299,8 @@ fn barrier(d: &mut Decoder, i: &Inst, op: &[&str]) -> Result<(), Error> {
     let a = &i.args[..];
     if op.contains(&"red") {
         let [to, rest @ .., p] = a else { return d.fail("expected operands", &i.op) };
-        let (kind, pred) = (["popc", "and", "or"].iter().position(|k| op.contains(k)), op.last() == Some(&"pred"));
+        let (kind, pred) =
+            (["popc", "and", "or"].iter().position(|k| op.contains(k)), op.last() == Some(&"pred"));
         let Some(kind) = kind else { return d.fail("unknown instruction", &i.op) };
         let to = if pred { d.pred(to)? } else { d.dest(to, false)? };
         let id = d.src(rest.first().unwrap_or(&Arg::Int(0)), false)?;

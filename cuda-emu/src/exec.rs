@@ -1,5 +1,6 @@
 //! Running one block: warps in turn, each at the lowest of its lanes' instructions, until all have left.
 
+use crate::access::Strides;
 use crate::counters::Counters;
 use crate::error::{Fault, Report};
 use crate::ir::{Instr, NONE, Op, Preset, Special};
@@ -40,6 +41,7 @@ pub(crate) struct Warp {
     pub state: State,
     pub local: Vec<u8>,
     pub view: usize,
+    #[allow(clippy::vec_box, reason = "a copy of a warp is large, and the list is thinned at every wait")]
     pub pending: Vec<Box<Pending>>,
     pub groups: [u32; 32],
 }
@@ -71,6 +73,7 @@ pub(crate) struct Cta<'a> {
     /// Whether anything changed but registers since the last round of turns: memory, barriers, who has left.
     pub moved: bool,
     repeats: Repeats,
+    pub strides: Strides,
     /// Whether this machine has AVX2 and FMA.
     pub fast: bool,
 }
@@ -243,6 +246,7 @@ impl<'a> Cta<'a> {
             steps: 0,
             moved: false,
             repeats: Repeats::default(),
+            strides: Strides::default(),
             fast: crate::alu::fast(),
         };
         for w in 0..cta.warps.len() {
@@ -301,11 +305,14 @@ impl<'a> Cta<'a> {
         self.repeats = Repeats::default();
         let run = self.run;
         for w in 0..self.warps.len() {
-            for (p, at) in run.kernel.presets.iter().filter(|(p, _)| matches!(p, Preset::Special(Special::Ctaid, _))) {
+            for (p, at) in
+                run.kernel.presets.iter().filter(|(p, _)| matches!(p, Preset::Special(Special::Ctaid, _)))
+            {
                 self.preset(w, *p, *at);
             }
             let warp = &mut self.warps[w];
-            (warp.pc, warp.mask, warp.exited, warp.state, warp.groups) = (0, warp.lanes, 0, State::Ready, [0; 32]);
+            (warp.pc, warp.mask, warp.exited, warp.state, warp.groups) =
+                (0, warp.lanes, 0, State::Ready, [0; 32]);
             warp.others.clear();
             warp.pending.clear();
         }
@@ -337,7 +344,10 @@ impl<'a> Cta<'a> {
     fn watch(&mut self) -> Done {
         if self.steps > self.run.launch.checks.limit {
             let n = self.warps.iter().position(|w| w.state != State::Done).unwrap_or(0);
-            return Err(self.hang(n, format!("still running after some {} warp-instructions of this block", self.steps)));
+            return Err(self.hang(
+                n,
+                format!("still running after some {} warp-instructions of this block", self.steps),
+            ));
         }
         let was = self.repeats.spinning;
         let circles = !self.moved && {
@@ -370,7 +380,8 @@ impl<'a> Cta<'a> {
             return Ok(());
         }
         let n = self.warps.iter().position(|w| w.state == State::Ready).unwrap_or(0);
-        let what = "a loop that never ends: its registers repeat, and nothing that runs writes what it waits for";
+        let what =
+            "a loop that never ends: its registers repeat, and nothing that runs writes what it waits for";
         Err(self.hang(n, what.into()))
     }
 
@@ -398,7 +409,13 @@ impl<'a> Cta<'a> {
         let left = at(&|s| s == State::Done);
         let places: Vec<_> = (0..16)
             .filter(|n| self.barriers[*n].who != 0)
-            .map(|n| format!("barrier {n}: {} of {} threads", self.barriers[n].who.count_ones() * 32, self.barriers[n].need))
+            .map(|n| {
+                format!(
+                    "barrier {n}: {} of {} threads",
+                    self.barriers[n].who.count_ones() * 32,
+                    self.barriers[n].need
+                )
+            })
             .collect();
         let what = format!("deadlock: warps {waiting} wait; {}; exited: {left}", places.join("; "));
         let w = self.warps.iter().position(|w| w.state != State::Done).unwrap_or(0);
@@ -407,7 +424,15 @@ impl<'a> Cta<'a> {
         Err(self.fault(&warp, i, warp.mask.trailing_zeros() as usize, Fault::Barrier, what, None))
     }
 
-    pub fn fault(&self, w: &Warp, i: &Instr, lane: usize, fault: Fault, what: impl Into<String>, addr: Option<u64>) -> Box<Report> {
+    pub fn fault(
+        &self,
+        w: &Warp,
+        i: &Instr,
+        lane: usize,
+        fault: Fault,
+        what: impl Into<String>,
+        addr: Option<u64>,
+    ) -> Box<Report> {
         let thread = self.run.thread((w.index * 32 + lane.min(31)) as u32);
         self.run.report(i, thread, self.block, fault, what.into(), addr)
     }
@@ -502,8 +527,18 @@ impl<'a> Cta<'a> {
                         if !w.pick() {
                             if let Some(&(pc, mask, _)) = w.others.first() {
                                 let i = &code[pc as usize];
-                                let what = format!("lanes {:#010x} left without reaching this instruction", w.exited);
-                                return Err(self.fault(w, i, mask.trailing_zeros() as usize, Fault::Barrier, what, None));
+                                let what = format!(
+                                    "lanes {:#010x} left without reaching this instruction",
+                                    w.exited
+                                );
+                                return Err(self.fault(
+                                    w,
+                                    i,
+                                    mask.trailing_zeros() as usize,
+                                    Fault::Barrier,
+                                    what,
+                                    None,
+                                ));
                             }
                             w.state = State::Done;
                             return Ok(());
@@ -538,7 +573,14 @@ impl<'a> Cta<'a> {
                         }
                         if m != w.mask {
                             let what = "a barrier under a predicate on which the warp's lanes differ";
-                            return Err(self.fault(w, i, m.trailing_zeros() as usize, Fault::Barrier, what, None));
+                            return Err(self.fault(
+                                w,
+                                i,
+                                m.trailing_zeros() as usize,
+                                Fault::Barrier,
+                                what,
+                                None,
+                            ));
                         }
                         self.arrive(w, i)?;
                         w.pc += 1;

@@ -139,26 +139,33 @@ fn refusal(module: &Module, kernel: &Kernel, launch: &Launch<'_>) -> Option<Stri
         return Some(format!("a grid of {g:?} blocks; 1 to 2147483647, 65535, 65535"));
     }
     if launch.params.len() < kernel.param_bytes {
-        return Some(format!("{} bytes of parameters; the kernel takes {}", launch.params.len(), kernel.param_bytes));
+        return Some(format!(
+            "{} bytes of parameters; the kernel takes {}",
+            launch.params.len(),
+            kernel.param_bytes
+        ));
     }
     if shared > MOST_SHARED as u64 {
         return Some(format!("{shared} bytes of shared memory; at most {MOST_SHARED}"));
     }
     kernel.presets.keys().find_map(|p| match p {
-        Preset::Global(n, _) if module.globals()[*n].addr == 0 => {
-            Some(format!("variable \"{}\" has no memory; call Module::place first", module.globals()[*n].name))
-        }
+        Preset::Global(n, _) if module.globals()[*n].addr == 0 => Some(format!(
+            "variable \"{}\" has no memory; call Module::place first",
+            module.globals()[*n].name
+        )),
         _ => None,
     })
 }
 
 /// Runs a kernel over a grid: its counters, or the first fault of the lowest block that had one. What it prints goes to
 /// standard output, block after block.
+#[allow(clippy::result_large_err, reason = "a launch has one result")]
 pub fn launch(module: &Module, name: &str, memory: &Memory, launch: &Launch<'_>) -> Result<Counters, Report> {
     launch_to(module, name, memory, launch, &mut std::io::stdout())
 }
 
 /// [`launch`], printing to `out`.
+#[allow(clippy::result_large_err, reason = "a launch has one result")]
 pub fn launch_to(
     module: &Module,
     name: &str,
@@ -206,6 +213,7 @@ pub fn launch_to(
     result
 }
 
+#[allow(clippy::result_large_err, reason = "a launch has one result")]
 fn blocks(run: &Run<'_>) -> Result<Counters, Report> {
     let total: u64 = run.launch.grid.iter().map(|&n| u64::from(n)).product();
     let (next, worst) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));

@@ -62,7 +62,14 @@ impl Block {
         let data = Box::into_raw(vec![0u64; words].into_boxed_slice());
         // SAFETY: UnsafeCell<u64> has the layout of u64, and the box is ours alone.
         let data = unsafe { Box::from_raw(data as *mut [UnsafeCell<u64>]) };
-        Self { start, bytes, name: name.to_owned(), data, written: zeroed(bytes.div_ceil(64) as usize), record: OnceLock::new() }
+        Self {
+            start,
+            bytes,
+            name: name.to_owned(),
+            data,
+            written: zeroed(bytes.div_ceil(64) as usize),
+            record: OnceLock::new(),
+        }
     }
 
     pub fn end(&self) -> u64 {
@@ -139,7 +146,8 @@ impl Memory {
                 Ok(())
             }
             None => {
-                let what = if t.freed.contains_key(&addr) { "double free" } else { "free of an unknown address" };
+                let what =
+                    if t.freed.contains_key(&addr) { "double free" } else { "free of an unknown address" };
                 Err(Error::Memory { what, addr, bytes: 0, near: t.near(addr) })
             }
         }
@@ -220,7 +228,9 @@ impl Table {
         match below {
             None => match self.live.range(addr..).next() {
                 None => ", no allocation near".into(),
-                Some((s, b)) => format!(", {} bytes before \"{}\" ({} bytes at {s:#x})", s - addr, b.name, b.bytes),
+                Some((s, b)) => {
+                    format!(", {} bytes before \"{}\" ({} bytes at {s:#x})", s - addr, b.name, b.bytes)
+                }
             },
             Some((s, n, name, freed)) if addr < s + n => {
                 format!(", byte {} of {freed}\"{name}\" ({n} bytes at {s:#x})", addr - s)
@@ -291,7 +301,14 @@ impl View {
     /// `at`. Where another block touched one of them so that the two are not ordered, says which block, and whether that
     /// one wrote.
     #[inline(always)]
-    pub fn touch(&self, at: u64, bytes: u64, first: u32, cta: u64, write: bool) -> Option<(Option<u64>, bool)> {
+    pub fn touch(
+        &self,
+        at: u64,
+        bytes: u64,
+        first: u32,
+        cta: u64,
+        write: bool,
+    ) -> Option<(Option<u64>, bool)> {
         let r = self.record();
         let me = [first, (u64::from(first) + 1 + cta).min(IDS - 1) as u32];
         let (mut at, end) = (at, at + bytes);
@@ -304,9 +321,7 @@ impl View {
             let whole = at % 4 == 0 && stop % 4 == 0;
             // SAFETY: the line's lock is held.
             let fine = whole && unsafe { touch_whole(writers, readers, me, write) };
-            if !fine
-                && let Some(other) = touch_parts(writers, readers, at, stop, me, write)
-            {
+            if !fine && let Some(other) = touch_parts(writers, readers, at, stop, me, write) {
                 return Some(other);
             }
             at = stop;
@@ -320,7 +335,12 @@ impl View {
 /// # Safety
 /// The caller must hold the lock of the cells' line.
 #[inline(always)]
-unsafe fn touch_whole(writers: &[AtomicU32], readers: &[AtomicU32], [many, me]: [u32; 2], write: bool) -> bool {
+unsafe fn touch_whole(
+    writers: &[AtomicU32],
+    readers: &[AtomicU32],
+    [many, me]: [u32; 2],
+    write: bool,
+) -> bool {
     // SAFETY: these words are only touched under their line's lock, which the caller holds; as plain words they vectorise.
     let (writers, readers) = unsafe {
         let (w, r) = (writers.as_ptr() as *mut u32, readers.as_ptr() as *mut u32);

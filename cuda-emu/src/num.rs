@@ -83,7 +83,7 @@ pub(crate) fn fma_dir(a: f64, b: f64, c: f64, mode: Round) -> f64 {
 #[inline(always)]
 pub(crate) fn exp2(x: f32) -> f32 {
     // Beyond these all is 0 or infinite; a NaN goes through.
-    let x = f64::from(if x < -160.0 { -160.0 } else if x > 140.0 { 140.0 } else { x });
+    let x = f64::from(x.clamp(-160.0, 140.0));
     // The nearest integer, by the f64 whose last bit is worth one.
     let magic = 6_755_399_441_055_744.0;
     let shifted = x + magic;
@@ -119,7 +119,11 @@ pub(crate) fn narrow(x: f64, mode: Round) -> f32 {
     match mode {
         Round::Nearest => y,
         Round::Zero if back.abs() > x.abs() => {
-            if x > 0.0 { y.next_down() } else { y.next_up() }
+            if x > 0.0 {
+                y.next_down()
+            } else {
+                y.next_up()
+            }
         }
         Round::Down if back > x => y.next_down(),
         Round::Up if back < x => y.next_up(),
@@ -145,7 +149,11 @@ pub(crate) fn direct(x: f64, err: f64, mode: Round, finite: bool) -> f64 {
     }
     match mode {
         Round::Zero if err != 0.0 && (err < 0.0) == (x > 0.0) => {
-            if x > 0.0 { x.next_down() } else { x.next_up() }
+            if x > 0.0 {
+                x.next_down()
+            } else {
+                x.next_up()
+            }
         }
         Round::Down if err < 0.0 => x.next_down(),
         Round::Up if err > 0.0 => x.next_up(),
@@ -168,7 +176,8 @@ pub(crate) fn round_to(x: f64, digits: i32, emin: i32, emax: i32, mode: Round) -
         Round::Up => q.ceil(),
     };
     let y = (q * ulp).copysign(x);
-    let max = (2.0 - f64::from_bits(((1 - digits + 1023) as u64) << 52)) * f64::from_bits(((emax + 1023) as u64) << 52);
+    let max = (2.0 - f64::from_bits(((1 - digits + 1023) as u64) << 52))
+        * f64::from_bits(((emax + 1023) as u64) << 52);
     if y.abs() <= max {
         return y;
     }
@@ -203,14 +212,26 @@ pub(crate) fn bf16_bits(x: f32) -> u32 {
 /// f32 to tf32: 10 bits of mantissa, ties away from zero.
 #[inline(always)]
 pub(crate) fn tf32(x: f32) -> u32 {
-    if x.is_nan() { 0x7fff_ffff } else if x.is_infinite() { x.to_bits() } else { (x.to_bits() + 0x1000) & !0x1fff }
+    if x.is_nan() {
+        0x7fff_ffff
+    } else if x.is_infinite() {
+        x.to_bits()
+    } else {
+        (x.to_bits() + 0x1000) & !0x1fff
+    }
 }
 
 /// The smaller; a NaN loses unless both are, or unless `nan` lets it win. -0 is below +0.
 #[inline(always)]
 pub(crate) fn min(a: f32, b: f32, nan: bool) -> f32 {
     if a.is_nan() || b.is_nan() {
-        if nan || (a.is_nan() && b.is_nan()) { f32::from_bits(0x7fff_ffff) } else if a.is_nan() { b } else { a }
+        if nan || (a.is_nan() && b.is_nan()) {
+            f32::from_bits(0x7fff_ffff)
+        } else if a.is_nan() {
+            b
+        } else {
+            a
+        }
     } else if a < b || (a == b && a.is_sign_negative()) {
         a
     } else {
@@ -222,7 +243,13 @@ pub(crate) fn min(a: f32, b: f32, nan: bool) -> f32 {
 #[inline(always)]
 pub(crate) fn max(a: f32, b: f32, nan: bool) -> f32 {
     if a.is_nan() || b.is_nan() {
-        if nan || (a.is_nan() && b.is_nan()) { f32::from_bits(0x7fff_ffff) } else if a.is_nan() { b } else { a }
+        if nan || (a.is_nan() && b.is_nan()) {
+            f32::from_bits(0x7fff_ffff)
+        } else if a.is_nan() {
+            b
+        } else {
+            a
+        }
     } else if a > b || (a == b && b.is_sign_negative()) {
         a
     } else {

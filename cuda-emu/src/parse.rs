@@ -385,10 +385,7 @@ impl Parser {
             count *= if self.is(']') { 0 } else { self.int()?.max(0) as u64 };
             self.want(']')?;
         }
-        v.bytes = unit
-            .checked_mul(count)
-            .filter(|&b| b <= 1 << 40)
-            .ok_or_else(|| self.err("too large"))?;
+        v.bytes = unit.checked_mul(count).filter(|&b| b <= 1 << 40).ok_or_else(|| self.err("too large"))?;
         v.align = v.align.max(unit as u32).max(1);
         if !v.align.is_power_of_two() {
             return Err(self.err("alignment must be a power of two"));

@@ -232,10 +232,18 @@ fn integer(name: &str, m: &Mods, t: &str) -> Option<Alu> {
         "mul" => bits!(t, a2, |a, b| a.wrapping_mul(b)),
         "mad" if m.has("wide") => wides!(t, a3, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
         "mad" if m.has("hi") => match t {
-            "u32" => a3(|a: u32, b: u32, c: u32| ((u64::from(a) * u64::from(b) >> 32) as u32).wrapping_add(c)),
-            "s32" => a3(|a: i32, b: i32, c: i32| ((i64::from(a) * i64::from(b) >> 32) as i32).wrapping_add(c)),
-            "u64" => a3(|a: u64, b: u64, c: u64| ((u128::from(a) * u128::from(b) >> 64) as u64).wrapping_add(c)),
-            "s64" => a3(|a: i64, b: i64, c: i64| ((i128::from(a) * i128::from(b) >> 64) as i64).wrapping_add(c)),
+            "u32" => {
+                a3(|a: u32, b: u32, c: u32| ((u64::from(a) * u64::from(b) >> 32) as u32).wrapping_add(c))
+            }
+            "s32" => {
+                a3(|a: i32, b: i32, c: i32| ((i64::from(a) * i64::from(b) >> 32) as i32).wrapping_add(c))
+            }
+            "u64" => {
+                a3(|a: u64, b: u64, c: u64| ((u128::from(a) * u128::from(b) >> 64) as u64).wrapping_add(c))
+            }
+            "s64" => {
+                a3(|a: i64, b: i64, c: i64| ((i128::from(a) * i128::from(b) >> 64) as i64).wrapping_add(c))
+            }
             _ => return None,
         },
         "mad" => bits!(t, a3, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
@@ -272,17 +280,41 @@ fn integer(name: &str, m: &Mods, t: &str) -> Option<Alu> {
             "s64" => a2(|a: i64, n: u32| a >> n.min(63)),
             _ => return None,
         },
-        "shf" => {
-            match (m.has("l"), m.has("wrap")) {
-                (true, true) => a3(|a: u32, b: u32, n: u32| (((u64::from(b) << 32 | u64::from(a)) << (n & 31)) >> 32) as u32),
-                (true, false) => a3(|a: u32, b: u32, n: u32| (((u64::from(b) << 32 | u64::from(a)) << n.min(32)) >> 32) as u32),
-                (false, true) => a3(|a: u32, b: u32, n: u32| ((u64::from(b) << 32 | u64::from(a)) >> (n & 31)) as u32),
-                (false, false) => a3(|a: u32, b: u32, n: u32| ((u64::from(b) << 32 | u64::from(a)) >> n.min(32)) as u32),
+        "shf" => match (m.has("l"), m.has("wrap")) {
+            (true, true) => {
+                a3(|a: u32, b: u32, n: u32| (((u64::from(b) << 32 | u64::from(a)) << (n & 31)) >> 32) as u32)
+            }
+            (true, false) => {
+                a3(|a: u32, b: u32, n: u32| (((u64::from(b) << 32 | u64::from(a)) << n.min(32)) >> 32) as u32)
+            }
+            (false, true) => {
+                a3(|a: u32, b: u32, n: u32| ((u64::from(b) << 32 | u64::from(a)) >> (n & 31)) as u32)
+            }
+            (false, false) => {
+                a3(|a: u32, b: u32, n: u32| ((u64::from(b) << 32 | u64::from(a)) >> n.min(32)) as u32)
+            }
+        },
+        "popc" => {
+            if t == "b64" {
+                a1(|a: u64| a.count_ones())
+            } else {
+                a1(|a: u32| a.count_ones())
             }
         }
-        "popc" => if t == "b64" { a1(|a: u64| a.count_ones()) } else { a1(|a: u32| a.count_ones()) },
-        "clz" => if t == "b64" { a1(|a: u64| a.leading_zeros()) } else { a1(|a: u32| a.leading_zeros()) },
-        "brev" => if t == "b64" { a1(|a: u64| a.reverse_bits()) } else { a1(|a: u32| a.reverse_bits()) },
+        "clz" => {
+            if t == "b64" {
+                a1(|a: u64| a.leading_zeros())
+            } else {
+                a1(|a: u32| a.leading_zeros())
+            }
+        }
+        "brev" => {
+            if t == "b64" {
+                a1(|a: u64| a.reverse_bits())
+            } else {
+                a1(|a: u32| a.reverse_bits())
+            }
+        }
         "bfind" => bfind(m.has("shiftamt"), t)?,
         "bfe" => match t {
             "u32" => a3(|a: u32, p: u32, n: u32| bfe(a.into(), p, n, 32, false) as u32),
@@ -299,10 +331,12 @@ fn integer(name: &str, m: &Mods, t: &str) -> Option<Alu> {
         "prmt" => prmt(m)?,
         "lop3" => return None,
         "dp4a" => match (m.0.last()?, t) {
-            (&"u32", "u32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, |x| i64::from(x), |y| i64::from(y))),
-            (&"s32", "s32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, |x| i64::from(x as i8), |y| i64::from(y as i8))),
-            (&"s32", "u32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, |x| i64::from(x as i8), |y| i64::from(y))),
-            (&"u32", "s32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, |x| i64::from(x), |y| i64::from(y as i8))),
+            (&"u32", "u32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, i64::from, i64::from)),
+            (&"s32", "s32") => {
+                a3(|a: u32, b: u32, c: u32| dot4(a, b, c, |x| i64::from(x as i8), |y| i64::from(y as i8)))
+            }
+            (&"s32", "u32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, |x| i64::from(x as i8), i64::from)),
+            (&"u32", "s32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, i64::from, |y| i64::from(y as i8))),
             _ => return None,
         },
         _ => return None,
@@ -319,11 +353,17 @@ fn bfind(shift: bool, t: &str) -> Option<Alu> {
         ("u32", false) => a1(|a: u32| 31u32.wrapping_sub(a.leading_zeros())),
         ("u32", true) => a1(|a: u32| if a == 0 { !0 } else { a.leading_zeros() }),
         ("s32", false) => a1(|a: i32| 31u32.wrapping_sub((if a < 0 { !a } else { a }).leading_zeros())),
-        ("s32", true) => a1(|a: i32| match (if a < 0 { !a } else { a }).leading_zeros() { 32 => !0, n => n }),
+        ("s32", true) => a1(|a: i32| match (if a < 0 { !a } else { a }).leading_zeros() {
+            32 => !0,
+            n => n,
+        }),
         ("u64", false) => a1(|a: u64| 63u32.wrapping_sub(a.leading_zeros())),
         ("u64", true) => a1(|a: u64| if a == 0 { !0 } else { a.leading_zeros() }),
         ("s64", false) => a1(|a: i64| 63u32.wrapping_sub((if a < 0 { !a } else { a }).leading_zeros())),
-        ("s64", true) => a1(|a: i64| match (if a < 0 { !a } else { a }).leading_zeros() { 64 => !0, n => n }),
+        ("s64", true) => a1(|a: i64| match (if a < 0 { !a } else { a }).leading_zeros() {
+            64 => !0,
+            n => n,
+        }),
         _ => return None,
     })
 }
@@ -368,12 +408,18 @@ fn prmt(m: &Mods) -> Option<Alu> {
             (0..4).fold(0, |r, i| {
                 let s = c >> (4 * i);
                 let v = byte(a, b, s);
-                r | (if s & 8 == 0 { v } else if v & 128 == 0 { 0 } else { 255 }) << (8 * i)
+                r | (if s & 8 == 0 {
+                    v
+                } else if v & 128 == 0 {
+                    0
+                } else {
+                    255
+                }) << (8 * i)
             })
         }),
         Some(&"f4e") => modes!(|s, i| s + i),
         Some(&"b4e") => modes!(|s, i| s.wrapping_sub(i)),
-        Some(&"rc8") => modes!(|s, i| s + 0 * i),
+        Some(&"rc8") => modes!(|s, _i| s),
         Some(&"ecl") => modes!(|s, i| s.max(i)),
         Some(&"ecr") => modes!(|s, i| s.min(i)),
         Some(&"rc16") => modes!(|s, i| (s & 1) * 2 + (i & 1)),
@@ -452,8 +498,24 @@ fn double(name: &str, m: &Mods) -> Option<Alu> {
         "rsqrt" => a1(|a: f64| 1.0 / a.sqrt()),
         "neg" => a1(|a: f64| -a),
         "abs" => a1(f64::abs),
-        "min" => a2(|a: f64, b: f64| if a.is_nan() { b } else if b.is_nan() || a < b || (a == b && a.is_sign_negative()) { a } else { b }),
-        "max" => a2(|a: f64, b: f64| if a.is_nan() { b } else if b.is_nan() || a > b || (a == b && b.is_sign_negative()) { a } else { b }),
+        "min" => a2(|a: f64, b: f64| {
+            if a.is_nan() {
+                b
+            } else if b.is_nan() || a < b || (a == b && a.is_sign_negative()) {
+                a
+            } else {
+                b
+            }
+        }),
+        "max" => a2(|a: f64, b: f64| {
+            if a.is_nan() {
+                b
+            } else if b.is_nan() || a > b || (a == b && b.is_sign_negative()) {
+                a
+            } else {
+                b
+            }
+        }),
         "copysign" => a2(|a: f64, b: f64| b.copysign(a)),
         _ => return None,
     })
@@ -478,6 +540,7 @@ fn narrow(name: &str, m: &Mods, t: &str) -> Option<Alu> {
     })
 }
 
+#[allow(clippy::neg_cmp_op_on_partial_ord, clippy::double_comparisons, reason = "what is unordered matters")]
 fn compare(m: &Mods, op: &str, t: &str) -> Option<Alu> {
     fn ordered<A: Lane + PartialOrd>(op: &str) -> Option<Alu> {
         Some(match op {

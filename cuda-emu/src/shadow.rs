@@ -12,8 +12,9 @@ const TICK: u32 = 9;
 const LAST_TICK: u32 = 1 << 22;
 
 /// Flags of a cell: which bytes were written, which are in flight, whether the last writer was an atomic.
-const WRITTEN: u8 = 15;
-const ATOMIC: u8 = 1;
+const WRITTEN: u16 = 0x0f;
+const FLYING: u16 = 0xf0;
+const ATOMIC: u16 = 0x100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -27,9 +28,7 @@ pub(crate) enum Kind {
 pub(crate) struct Shadow {
     writer: Vec<u32>,
     readers: [Vec<u32>; 2],
-    /// Low half: bytes written; high half: bytes of a `cp.async` in flight.
-    flags: Vec<u8>,
-    atomic: Vec<u8>,
+    flags: Vec<u16>,
     /// What each warp knows of every warp's progress: the tick up to which it is ordered after that warp.
     clocks: Box<[[u32; 32]; 32]>,
     /// Every access stamped below this is ordered before the warp.
@@ -46,7 +45,6 @@ impl Shadow {
             writer: vec![0; n],
             readers: [vec![0; n], vec![0; n]],
             flags: vec![0; n],
-            atomic: vec![0; n],
             clocks: Box::new([[0; 32]; 32]),
             floor: [0; 32],
             tick: 0,
@@ -101,19 +99,19 @@ impl Shadow {
 
     /// Marks cells as waiting for an asynchronous copy.
     pub fn issue(&mut self, cell: usize, n: usize) {
-        self.flags[cell..cell + n].iter_mut().for_each(|f| *f |= 0xf0);
+        self.flags[cell..cell + n].iter_mut().for_each(|f| *f |= FLYING);
     }
 
     /// Ends the wait for cells.
     pub fn land(&mut self, cell: usize, n: usize) {
-        self.flags[cell..cell + n].iter_mut().for_each(|f| *f &= 0x0f);
+        self.flags[cell..cell + n].iter_mut().for_each(|f| *f &= !FLYING);
     }
 
     /// Records an access of `warp` to whole cells and says what is wrong with it. The checks of all cells come first
     /// and vectorise; only where one fails are they gone through one by one.
     #[inline(always)]
     pub fn cells(&mut self, cell: usize, n: usize, warp: usize, kind: Kind) -> Option<Fault> {
-        let stamp = self.tick_of(warp) << TICK | (warp as u32) << 4 | WRITTEN as u32;
+        let stamp = self.tick_of(warp) << TICK | (warp as u32) << 4 | u32::from(WRITTEN);
         let (floor, me) = (self.floor[warp] << TICK, (warp as u32) << 4);
         let range = cell..cell + n;
         let (writer, flags) = (&mut self.writer[range.clone()], &mut self.flags[range.clone()]);
@@ -125,7 +123,7 @@ impl Shadow {
             Kind::Read => {
                 let flag = if self.init { WRITTEN } else { 0 };
                 for (&w, &f) in writer.iter().zip(flags.iter()) {
-                    ok &= (fine(w) || !self.races) & (f & (0xf0 | flag) == flag);
+                    ok &= (fine(w) || !self.races) & (f & (FLYING | flag) == flag);
                 }
                 if ok {
                     for (a, b) in r0.iter_mut().zip(r1.iter_mut()) {
@@ -138,12 +136,11 @@ impl Shadow {
             }
             Kind::Write => {
                 for (((&w, &f), &a), &b) in writer.iter().zip(flags.iter()).zip(r0.iter()).zip(r1.iter()) {
-                    ok &= (fine(w) & fine(a) & fine(b) || !self.races) & (f & 0xf0 == 0);
+                    ok &= (fine(w) & fine(a) & fine(b) || !self.races) & (f & FLYING == 0);
                 }
                 if ok {
                     writer.fill(stamp);
                     flags.fill(WRITTEN);
-                    self.atomic[cell..cell + n].fill(0);
                     return None;
                 }
             }
@@ -152,34 +149,45 @@ impl Shadow {
         self.touch(cell * 4, n * 4, warp, kind)
     }
 
-    /// What [`Shadow::one`] compares with: a warp's stamp, its floor and its number in place.
+    /// Records an access to `words` whole cells from each lane's address on, and says which lanes it did not record
+    /// because something may be wrong with theirs.
     #[inline(always)]
-    pub fn stamp(&self, warp: usize) -> [u32; 3] {
-        let me = (warp as u32) << 4;
-        [self.tick_of(warp) << TICK | me | u32::from(WRITTEN), self.floor[warp] << TICK, me]
-    }
-
-    /// Records an access to one whole cell, if nothing is wrong at first sight.
-    #[inline(always)]
-    pub fn one(&mut self, cell: usize, [stamp, floor, me]: [u32; 3], kind: Kind) -> bool {
-        let fine = |a: u32| a < floor || a & 0x1f0 == me;
-        let (writer, flags) = (&mut self.writer[cell], &mut self.flags[cell]);
+    pub fn scattered(&mut self, at: &[u64; 32], mask: u32, words: usize, warp: usize, kind: Kind) -> u32 {
+        let stamp = self.tick_of(warp) << TICK | (warp as u32) << 4 | u32::from(WRITTEN);
+        let (floor, me) = (self.floor[warp] << TICK, (warp as u32) << 4);
+        let flag = if self.init { WRITTEN } else { 0 };
+        let free = !self.races;
+        let fine = |a: u32| (a < floor) | (a & 0x1f0 == me) | free;
+        // One bound for all four, so that it is checked once.
+        let n = self.writer.len();
+        let (writer, flags) = (&mut self.writer[..n], &mut self.flags[..n]);
         let [r0, r1] = &mut self.readers;
-        let (r0, r1) = (&mut r0[cell], &mut r1[cell]);
-        if kind == Kind::Read {
-            let flag = if self.init { WRITTEN } else { 0 };
-            let ok = (fine(*writer) || !self.races) & (*flags & (0xf0 | flag) == flag);
-            if ok {
-                *(if fine(*r0) { r0 } else { r1 }) = stamp;
+        let (r0, r1) = (&mut r0[..n], &mut r1[..n]);
+        let mut bad = 0;
+        for (l, at) in at.iter().enumerate() {
+            if mask >> l & 1 == 0 {
+                continue;
             }
-            ok
-        } else {
-            let ok = (fine(*writer) & fine(*r0) & fine(*r1) || !self.races) & (*flags & 0xf0 == 0);
-            if ok {
-                (*writer, *flags, self.atomic[cell]) = (stamp, WRITTEN, 0);
+            let first = (*at / 4) as usize;
+            for c in first..first + words {
+                if c >= n {
+                    bad |= 1 << l;
+                } else if kind == Kind::Read {
+                    if !(fine(writer[c]) & (flags[c] & (FLYING | flag) == flag)) {
+                        bad |= 1 << l;
+                    } else if fine(r0[c]) {
+                        r0[c] = stamp;
+                    } else {
+                        r1[c] = stamp;
+                    }
+                } else if fine(writer[c]) & fine(r0[c]) & fine(r1[c]) & (flags[c] & FLYING == 0) {
+                    (writer[c], flags[c]) = (stamp, WRITTEN);
+                } else {
+                    bad |= 1 << l;
+                }
             }
-            ok
         }
+        bad
     }
 
     fn tick_of(&self, warp: usize) -> u32 {
@@ -203,11 +211,11 @@ impl Shadow {
             let (c, next) = (at / 4, (at / 4 * 4 + 4).min(end));
             let mask = ((1u32 << (next - at)) - 1) << (at % 4);
             at = next;
-            if u32::from(self.flags[c] >> 4) & mask != 0 {
+            if u32::from(self.flags[c] >> 4) & 15 & mask != 0 {
                 return Some(Fault::AsyncCopy);
             }
             let writer = self.writer[c];
-            let atomics = kind == Kind::Atomic && self.atomic[c] == ATOMIC;
+            let atomics = kind == Kind::Atomic && self.flags[c] & ATOMIC != 0;
             if self.races && !atomics && later(writer, mask) {
                 return Some(Fault::SharedRace);
             }
@@ -223,8 +231,8 @@ impl Shadow {
                     return Some(Fault::SharedRace);
                 }
                 self.writer[c] = merge(writer, mask);
-                self.flags[c] |= mask as u8;
-                self.atomic[c] = u8::from(kind == Kind::Atomic);
+                let atomic = if kind == Kind::Atomic { ATOMIC } else { 0 };
+                self.flags[c] = self.flags[c] & !ATOMIC | mask as u16 | atomic;
             }
         }
         None

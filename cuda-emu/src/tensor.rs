@@ -40,7 +40,15 @@ impl Cta<'_> {
         }
     }
 
-    fn matrix_memory(&mut self, w: &mut Warp, i: &Instr, count: u8, trans: bool, wide: bool, kind: Kind) -> Done {
+    fn matrix_memory(
+        &mut self,
+        w: &mut Warp,
+        i: &Instr,
+        count: u8,
+        trans: bool,
+        wide: bool,
+        kind: Kind,
+    ) -> Done {
         let mut at = addresses(w, i.a, i.e, wide);
         if at[0] >> 40 == 1 {
             at.iter_mut().for_each(|a| *a &= (1 << 40) - 1);
@@ -168,7 +176,14 @@ fn floats_fast(w: &mut Warp, i: &Instr, t: Factor, k: usize, half: bool) {
 /// A product of floats: every product is exact, and is added with one rounding to f32, in the order of k. (The hardware's
 /// order and rounding within a group of k are not documented.)
 #[inline(always)]
-fn floats(w: &mut Warp, i: &Instr, t: Factor, k: usize, half: bool, turn: impl Fn(&[f32; 64], &mut [[f32; N]; 8])) {
+fn floats(
+    w: &mut Warp,
+    i: &Instr,
+    t: Factor,
+    k: usize,
+    half: bool,
+    turn: impl Fn(&[f32; 64], &mut [[f32; N]; 8]),
+) {
     let per = if t == Factor::Tf32 { 4 } else { 8 };
     let blocks = k / per;
     let c0 = if half { 2 } else { 4 };

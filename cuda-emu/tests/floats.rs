@@ -114,7 +114,8 @@ const MODES: [&str; 4] = ["rn", "rz", "rm", "rp"];
 
 /// f32s where rounding goes wrong first, and some anywhere.
 fn singles() -> Vec<u64> {
-    let mut v: Vec<u64> = vec![0, 1, 0x007f_ffff, 0x0080_0000, 0x3f80_0000, 0x3f80_0001, 0x3f7f_ffff, 0x7f7f_ffff];
+    let mut v: Vec<u64> =
+        vec![0, 1, 0x007f_ffff, 0x0080_0000, 0x3f80_0000, 0x3f80_0001, 0x3f7f_ffff, 0x7f7f_ffff];
     v.extend([0x3380_0000, 0x3380_0001, 0x4b80_0000, 0x0000_1000, 0x2000_0001]);
     v.extend(random(6, 5).iter().map(|x| x & 0x7f7f_ffff));
     v.extend(random(6, 6).iter().map(|x| 0x3f00_0000 | x & 0x01ff_ffff));
@@ -132,7 +133,9 @@ fn doubles() -> Vec<u64> {
 fn sums_and_products_in_every_rounding_mode() {
     let two = tuples(&singles(), 2);
     for mode in MODES {
-        check(&format!("add.{mode}.f32"), "f32 f32 f32", &two, |r| F32.sum(F32.exact(r[0]), F32.exact(r[1]), mode));
+        check(&format!("add.{mode}.f32"), "f32 f32 f32", &two, |r| {
+            F32.sum(F32.exact(r[0]), F32.exact(r[1]), mode)
+        });
         check(&format!("sub.{mode}.f32"), "f32 f32 f32", &two, |r| {
             F32.sum(F32.exact(r[0]), F32.exact(r[1] ^ 0x8000_0000), mode)
         });
@@ -157,7 +160,11 @@ fn quotients_and_roots_in_every_rounding_mode() {
     for mode in MODES {
         check(&format!("div.{mode}.f32"), "f32 f32 f32", &two, |r| quotient(F32, r[0], r[1], mode));
         check(&format!("rcp.{mode}.f32"), "f32 f32", &two[..60], |r| {
-            if r[0] << 1 & 0xffff_ffff == 0 { r[0] | 0x7f80_0000 } else { quotient(F32, 0x3f80_0000, r[0], mode) }
+            if r[0] << 1 & 0xffff_ffff == 0 {
+                r[0] | 0x7f80_0000
+            } else {
+                quotient(F32, 0x3f80_0000, r[0], mode)
+            }
         });
         let one: Vec<_> = singles().iter().filter(|x| **x < 0x7f80_0000).map(|x| vec![*x]).collect();
         check(&format!("sqrt.{mode}.f32"), "f32 f32", &one, |r| {
@@ -173,15 +180,19 @@ fn quotients_and_roots_in_every_rounding_mode() {
 fn doubles_in_every_rounding_mode() {
     let two = tuples(&doubles(), 2);
     for mode in MODES {
-        check(&format!("add.{mode}.f64"), "f64 f64 f64", &two, |r| F64.sum(F64.exact(r[0]), F64.exact(r[1]), mode));
+        check(&format!("add.{mode}.f64"), "f64 f64 f64", &two, |r| {
+            F64.sum(F64.exact(r[0]), F64.exact(r[1]), mode)
+        });
         // Within the normal range, where the error of a product is a double itself.
-        let near: Vec<u64> = doubles().into_iter().filter(|x| (0x3ca..0x435).contains(&(x >> 52 & 0x7ff))).collect();
+        let near: Vec<u64> =
+            doubles().into_iter().filter(|x| (0x3ca..0x435).contains(&(x >> 52 & 0x7ff))).collect();
         let two = tuples(&near, 2);
         check(&format!("mul.{mode}.f64"), "f64 f64 f64", &two, |r| {
             let ((sa, ma, ea), (sb, mb, eb)) = (F64.exact(r[0]), F64.exact(r[1]));
             F64.round(sa != sb, ma * mb, ea + eb, false, mode)
         });
-        let near: Vec<u64> = near.into_iter().filter(|x| (0x3fe..0x401).contains(&(x >> 52 & 0x7ff))).collect();
+        let near: Vec<u64> =
+            near.into_iter().filter(|x| (0x3fe..0x401).contains(&(x >> 52 & 0x7ff))).collect();
         check(&format!("fma.{mode}.f64"), "f64 f64 f64 f64", &tuples(&near, 3), |r| {
             F64.fma(r[0], r[1], r[2], mode)
         });
@@ -220,7 +231,16 @@ fn conversions_to_narrow_floats_agree_with_half() {
     let mut v = singles();
     v.extend(random(200, 12).iter().map(|x| x & 0xffff_ffff));
     // Ties of bf16 and f16, both ways.
-    v.extend([0x3f80_8000, 0x3f81_8000, 0x3f80_1000, 0x3f80_3000, 0x477f_f000, 0x477f_efff, 0x3300_0000, 0x3300_0001]);
+    v.extend([
+        0x3f80_8000,
+        0x3f81_8000,
+        0x3f80_1000,
+        0x3f80_3000,
+        0x477f_f000,
+        0x477f_efff,
+        0x3300_0000,
+        0x3300_0001,
+    ]);
     let one: Vec<_> = v.into_iter().filter(|x| !F32.nan(*x)).map(|x| vec![x]).collect();
     let x = |r: &[u64]| f32::from_bits(r[0] as u32);
     check("cvt.rn.bf16.f32", "b16 f32", &one, |r| bf16::from_f32(x(r)).to_bits().into());
@@ -234,16 +254,22 @@ fn conversions_to_narrow_floats_agree_with_half() {
         }
         let two: Vec<_> = one.windows(2).map(|w| vec![w[0][0], w[1][0]]).collect();
         check(&format!("cvt.rn.{name}x2.f32"), "b32 f32 f32", &two, |r| {
-            let to = |v: u64| if F32.finite(v) { single_to(f, v, "rn") } else { v >> 16 & 0x8000 | f.infinity() };
+            let to =
+                |v: u64| if F32.finite(v) { single_to(f, v, "rn") } else { v >> 16 & 0x8000 | f.infinity() };
             to(r[0]) << 16 | to(r[1])
         });
     }
-    check("cvt.rna.tf32.f32", "b32 f32", &one, |r| if F32.finite(r[0]) { (r[0] + 0x1000) & 0xffff_e000 } else { r[0] });
+    check("cvt.rna.tf32.f32", "b32 f32", &one, |r| {
+        if F32.finite(r[0]) { (r[0] + 0x1000) & 0xffff_e000 } else { r[0] }
+    });
     // Every f16 there is, and its way back; NaN becomes the canonical one.
     let all: Vec<_> = (0..0x1_0000u64).map(|x| vec![x]).collect();
     for (row, got) in all.iter().zip(eval("cvt.f32.f16", "f32 b16", &all)) {
         let want = f16::from_bits(row[0] as u16).to_f32();
-        assert!(want.is_nan() && f32::from_bits(got as u32).is_nan() || got == u64::from(want.to_bits()), "{row:x?}");
+        assert!(
+            want.is_nan() && f32::from_bits(got as u32).is_nan() || got == u64::from(want.to_bits()),
+            "{row:x?}"
+        );
     }
     assert_eq!(eval("cvt.rn.bf16.f32", "b16 f32", &[vec![0x7f80_0001]]), [0x7fff]);
     assert_eq!(eval("cvt.rn.f16.f32", "b16 f32", &[vec![0xffff_ffff]]), [0x7fff]);
@@ -256,13 +282,16 @@ fn single_to(f: Format, x: u64, mode: &str) -> u64 {
 
 #[test]
 fn conversions_between_wide_floats_and_integers() {
-    let one: Vec<_> = doubles().iter().chain(&random(60, 13)).filter(|x| F64.finite(**x)).map(|x| vec![*x]).collect();
+    let one: Vec<_> =
+        doubles().iter().chain(&random(60, 13)).filter(|x| F64.finite(**x)).map(|x| vec![*x]).collect();
     for mode in MODES {
         check(&format!("cvt.{mode}.f32.f64"), "f32 f64", &one, |r| {
             let (s, m, e) = F64.exact(r[0]);
             F32.round(s, m, e, false, mode)
         });
-        check(&format!("cvt.{mode}.f32.u64"), "f32 b64", &one, |r| F32.round(false, r[0].into(), 0, false, mode));
+        check(&format!("cvt.{mode}.f32.u64"), "f32 b64", &one, |r| {
+            F32.round(false, r[0].into(), 0, false, mode)
+        });
         check(&format!("cvt.{mode}.f64.s64"), "f64 b64", &one, |r| {
             let v = i128::from(r[0] as i64);
             F64.round(v < 0, v.abs(), 0, false, mode)
@@ -273,7 +302,21 @@ fn conversions_between_wide_floats_and_integers() {
         });
     }
     let mut v: Vec<u64> = singles();
-    for x in [0.5f32, 1.5, 2.5, -0.5, -1.5, 0.4999, 1e10, -1e10, 2147483520.0, 4294967040.0, f32::INFINITY, 3.7, -3.7] {
+    for x in [
+        0.5f32,
+        1.5,
+        2.5,
+        -0.5,
+        -1.5,
+        0.4999,
+        1e10,
+        -1e10,
+        2147483520.0,
+        4294967040.0,
+        f32::INFINITY,
+        3.7,
+        -3.7,
+    ] {
         v.push(x.to_bits().into());
     }
     let one: Vec<_> = v.into_iter().map(|x| vec![x]).collect();
@@ -307,19 +350,34 @@ fn nan_infinity_and_zero() {
         }
     };
     let (one, zero, neg) = (0x3f80_0000, 0, 0x8000_0000);
-    table("add.f32", &[[inf, minus, NAN], [0x7fc0_1234, one, NAN], [inf, one, inf], [neg, neg, neg], [zero, neg, zero]]);
+    table(
+        "add.f32",
+        &[[inf, minus, NAN], [0x7fc0_1234, one, NAN], [inf, one, inf], [neg, neg, neg], [zero, neg, zero]],
+    );
     table("mul.f32", &[[inf, zero, NAN], [minus, one, minus], [neg, one, neg]]);
     table("div.rn.f32", &[[one, zero, inf], [one, neg, minus], [zero, zero, NAN], [one, inf, zero]]);
-    table("min.f32", &[[NAN, one, one], [one, NAN, one], [NAN, NAN, NAN], [zero, neg, neg], [neg, zero, neg]]);
-    table("max.f32", &[[NAN, one, one], [one, NAN, one], [NAN, NAN, NAN], [zero, neg, zero], [neg, zero, zero]]);
+    table(
+        "min.f32",
+        &[[NAN, one, one], [one, NAN, one], [NAN, NAN, NAN], [zero, neg, neg], [neg, zero, neg]],
+    );
+    table(
+        "max.f32",
+        &[[NAN, one, one], [one, NAN, one], [NAN, NAN, NAN], [zero, neg, zero], [neg, zero, zero]],
+    );
     table("min.NaN.f32", &[[NAN, one, NAN], [one, 0x7fc0_0000, NAN], [one, zero, zero]]);
     table("max.NaN.f32", &[[NAN, one, NAN], [minus, one, one]]);
     table("copysign.f32", &[[neg, one, 0xbf80_0000], [one, 0xbf80_0000, one]]);
     // Subnormals are kept, unless .ftz flushes what goes in and what comes out, signs kept.
     table("add.f32", &[[1, 1, 2], [0x8000_0001, zero, 0x8000_0001]]);
-    table("add.ftz.f32", &[[1, 1, 0], [0x8000_0001, 0x8000_0001, 0x8000_0000], [0x0080_0001, 0x8080_0000, 0]]);
+    table(
+        "add.ftz.f32",
+        &[[1, 1, 0], [0x8000_0001, 0x8000_0001, 0x8000_0000], [0x0080_0001, 0x8080_0000, 0]],
+    );
     table("mul.ftz.f32", &[[0x0080_0000, 0x3f00_0000, 0], [0x007f_ffff, one, 0]]);
-    table("add.sat.f32", &[[one, one, one], [0xbf80_0000, zero, 0], [NAN, one, 0], [0x3e80_0000, 0x3e80_0000, 0x3f00_0000]]);
+    table(
+        "add.sat.f32",
+        &[[one, one, one], [0xbf80_0000, zero, 0], [NAN, one, 0], [0x3e80_0000, 0x3e80_0000, 0x3f00_0000]],
+    );
 
     let compare = |op: &str, list: &[(u64, u64, u64)]| {
         let rows: Vec<_> = list.iter().map(|r| vec![r.0, r.1]).collect();
@@ -356,12 +414,16 @@ fn approximations_keep_their_bounds() {
     relative("rcp.approx.ftz.f32", 0.01, 1e6, 2f64.powi(-23), |x| 1.0 / x);
     relative("tanh.approx.f32", -5.0, 5.0, 2f64.powi(-11), f64::tanh);
     relative("lg2.approx.f32", 2.5, 1e4, 2f64.powi(-22), f64::log2);
-    let special = [(0xff80_0000u64, 0u64), (0x7f80_0000, 0x7f80_0000), (0x7fc0_0000, 0x7fff_ffff), (0, 0x3f80_0000)];
+    let special =
+        [(0xff80_0000u64, 0u64), (0x7f80_0000, 0x7f80_0000), (0x7fc0_0000, 0x7fff_ffff), (0, 0x3f80_0000)];
     for (x, want) in special {
         assert_eq!(eval("ex2.approx.f32", "f32 f32", &[vec![x]]), [want], "ex2 of {x:#x}");
     }
     for n in -149..128 {
         let want = 2f64.powi(n) as f32;
-        assert_eq!(eval("ex2.approx.f32", "f32 f32", &[vec![(n as f32).to_bits().into()]]), [want.to_bits().into()]);
+        assert_eq!(
+            eval("ex2.approx.f32", "f32 f32", &[vec![(n as f32).to_bits().into()]]),
+            [want.to_bits().into()]
+        );
     }
 }

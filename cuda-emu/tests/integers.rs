@@ -31,8 +31,12 @@ fn w(x: i64) -> u64 {
 fn sums_products_and_their_halves() {
     let two = tuples(&words(), 2);
     check("add.s32", "b32 b32 b32", &two, |r| w(s(r[0]) + s(r[1])));
-    check("add.sat.s32", "b32 b32 b32", &two, |r| w((s(r[0]) + s(r[1])).clamp(i32::MIN.into(), i32::MAX.into())));
-    check("sub.sat.s32", "b32 b32 b32", &two, |r| w((s(r[0]) - s(r[1])).clamp(i32::MIN.into(), i32::MAX.into())));
+    check("add.sat.s32", "b32 b32 b32", &two, |r| {
+        w((s(r[0]) + s(r[1])).clamp(i32::MIN.into(), i32::MAX.into()))
+    });
+    check("sub.sat.s32", "b32 b32 b32", &two, |r| {
+        w((s(r[0]) - s(r[1])).clamp(i32::MIN.into(), i32::MAX.into()))
+    });
     check("sub.u32", "b32 b32 b32", &two, |r| w(r[0] as i64 - r[1] as i64));
     check("mul.lo.s32", "b32 b32 b32", &two, |r| w(s(r[0]).wrapping_mul(s(r[1]))));
     check("mul.hi.s32", "b32 b32 b32", &two, |r| w((s(r[0]) * s(r[1])) >> 32));
@@ -42,10 +46,14 @@ fn sums_products_and_their_halves() {
     check("mul24.lo.u32", "b32 b32 b32", &two, |r| ((r[0] & 0xff_ffff) * (r[1] & 0xff_ffff)) & 0xffff_ffff);
     let wide = tuples(&longs(), 2);
     check("mul.hi.u64", "b64 b64 b64", &wide, |r| ((u128::from(r[0]) * u128::from(r[1])) >> 64) as u64);
-    check("mul.hi.s64", "b64 b64 b64", &wide, |r| ((i128::from(r[0] as i64) * i128::from(r[1] as i64)) >> 64) as u64);
+    check("mul.hi.s64", "b64 b64 b64", &wide, |r| {
+        ((i128::from(r[0] as i64) * i128::from(r[1] as i64)) >> 64) as u64
+    });
     check("mul.lo.s64", "b64 b64 b64", &wide, |r| r[0].wrapping_mul(r[1]));
     let three = tuples(&words()[..9], 3);
-    check("mad.lo.s32", "b32 b32 b32 b32", &three, |r| w(s(r[0]).wrapping_mul(s(r[1])).wrapping_add(s(r[2]))));
+    check("mad.lo.s32", "b32 b32 b32 b32", &three, |r| {
+        w(s(r[0]).wrapping_mul(s(r[1])).wrapping_add(s(r[2])))
+    });
     check("mad.hi.u32", "b32 b32 b32 b32", &three, |r| (((r[0] * r[1]) >> 32) + r[2]) & 0xffff_ffff);
     check("mad.wide.u32", "b64 b32 b32 b64", &three, |r| (r[0] * r[1]).wrapping_add(r[2]));
     check("sad.s32", "b32 b32 b32 b32", &three, |r| (s(r[0]).abs_diff(s(r[1])) + r[2]) & 0xffff_ffff);
@@ -95,7 +103,8 @@ fn shifts_beyond_the_width() {
     check("shr.s64", "b64 b64 b32", &rows, |r| (r[0] as i64 >> r[1].min(63)) as u64);
     check("shr.s16", "b16 b16 b32", &rows, |r| u64::from((r[0] as i16 >> r[1].min(15)) as u16));
     check("shl.b16", "b16 b16 b32", &rows, |r| if r[1] > 15 { 0 } else { r[0] << r[1] & 0xffff });
-    let rows: Vec<_> = tuples(&words()[..8], 2).iter().flat_map(|v| amounts.map(|n| vec![v[0], v[1], n])).collect();
+    let rows: Vec<_> =
+        tuples(&words()[..8], 2).iter().flat_map(|v| amounts.map(|n| vec![v[0], v[1], n])).collect();
     let pair = |r: &[u64]| r[1] << 32 | r[0];
     check("shf.l.wrap.b32", "b32 b32 b32 b32", &rows, |r| low((pair(r) << (r[2] & 31)) >> 32));
     check("shf.r.wrap.b32", "b32 b32 b32 b32", &rows, |r| low(pair(r) >> (r[2] & 31)));
@@ -125,8 +134,10 @@ fn bit_fields() {
     check("bfe.s32", "b32 b32 b32 b32", &rows, |r| bfe(r[0] & 0xffff_ffff, r[1], r[2], 31, true));
     check("bfe.u64", "b64 b64 b32 b32", &rows, |r| bfe(r[0], r[1], r[2], 63, false));
     check("bfe.s64", "b64 b64 b32 b32", &rows, |r| bfe(r[0], r[1], r[2], 63, true));
-    let rows: Vec<_> =
-        longs().iter().flat_map(|v| fields.iter().map(|f| vec![*v, v.rotate_left(13) ^ 0x5555, f[0], f[1]])).collect();
+    let rows: Vec<_> = longs()
+        .iter()
+        .flat_map(|v| fields.iter().map(|f| vec![*v, v.rotate_left(13) ^ 0x5555, f[0], f[1]]))
+        .collect();
     check("bfi.b32", "b32 b32 b32 b32 b32", &rows, |r| bfi(r[0], r[1], r[2], r[3], 31));
     check("bfi.b64", "b64 b64 b64 b32 b32", &rows, |r| bfi(r[0], r[1], r[2], r[3], 63));
 }
@@ -137,7 +148,9 @@ fn counting_and_permuting_bits() {
     check("popc.b32", "b32 b32", &one, |r| r[0].count_ones().into());
     check("clz.b32", "b32 b32", &one, |r| u64::from((r[0] as u32).leading_zeros()));
     check("brev.b32", "b32 b32", &one, |r| (r[0] as u32).reverse_bits().into());
-    check("bfind.u32", "b32 b32", &one, |r| (0..32).rev().find(|n| r[0] >> n & 1 == 1).unwrap_or(0xffff_ffff));
+    check("bfind.u32", "b32 b32", &one, |r| {
+        (0..32).rev().find(|n| r[0] >> n & 1 == 1).unwrap_or(0xffff_ffff)
+    });
     check("bfind.shiftamt.u32", "b32 b32", &one, |r| {
         (0..32).rev().find(|n| r[0] >> n & 1 == 1).map_or(0xffff_ffff, |n| 31 - n)
     });
@@ -224,7 +237,8 @@ fn comparisons_and_selections() {
     check("setp.gt.s16", "pred b16 b16", &tuples(&[0, 1, 0x7fff, 0x8000, 0xffff], 2), |r| {
         bit(r[0] as i16 > r[1] as i16)
     });
-    let three: Vec<_> = tuples(&words()[..5], 2).iter().flat_map(|r| [0, 1].map(|p| vec![r[0], r[1], p])).collect();
+    let three: Vec<_> =
+        tuples(&words()[..5], 2).iter().flat_map(|r| [0, 1].map(|p| vec![r[0], r[1], p])).collect();
     check("setp.lt.and.s32", "pred b32 b32 pred", &three, |r| bit(s(r[0]) < s(r[1])) & r[2]);
     check("setp.lt.or.s32", "pred b32 b32 pred", &three, |r| bit(s(r[0]) < s(r[1])) | r[2]);
     check("setp.lt.xor.s32", "pred b32 b32 pred", &three, |r| bit(s(r[0]) < s(r[1])) ^ r[2]);

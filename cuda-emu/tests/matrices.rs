@@ -20,27 +20,55 @@ fn place_c(l: usize, r: usize) -> (usize, usize) {
 }
 
 /// One mma over fragments that the host lays out; gives C as f32 (or i32) bits by row and column.
-fn product(op: &str, k: usize, bits: usize, a: &dyn Fn(usize, usize) -> u32, b: &dyn Fn(usize, usize) -> u32, c: &dyn Fn(usize, usize) -> u32) -> Vec<[u32; 8]> {
+fn product(
+    op: &str,
+    k: usize,
+    bits: usize,
+    a: &dyn Fn(usize, usize) -> u32,
+    b: &dyn Fn(usize, usize) -> u32,
+    c: &dyn Fn(usize, usize) -> u32,
+) -> Vec<[u32; 8]> {
     let per = 32 / bits;
     let (na, nb) = (k * bits / 64, k * bits / 128);
     let pack = |f: &dyn Fn(usize) -> u32| (0..per).map(|n| f(n) << (n * bits)).sum::<u32>();
     let mut data = Vec::new();
     for l in 0..32 {
-        let mut lane: Vec<u32> = (0..na).map(|r| pack(&|n| { let (i, j) = place_a(l, r, n, per); a(i, j) })).collect();
-        lane.extend((0..nb).map(|r| pack(&|n| { let (i, j) = place_b(l, r, n, per); b(i, j) })));
-        lane.extend((0..4).map(|r| { let (i, j) = place_c(l, r); c(i, j) }));
+        let mut lane: Vec<u32> = (0..na)
+            .map(|r| {
+                pack(&|n| {
+                    let (i, j) = place_a(l, r, n, per);
+                    a(i, j)
+                })
+            })
+            .collect();
+        lane.extend((0..nb).map(|r| {
+            pack(&|n| {
+                let (i, j) = place_b(l, r, n, per);
+                b(i, j)
+            })
+        }));
+        lane.extend((0..4).map(|r| {
+            let (i, j) = place_c(l, r);
+            c(i, j)
+        }));
         lane.resize(16, 0);
         data.extend(lane);
     }
-    let regs = |from: usize, n: usize| (from..from + n).map(|r| format!("%r{}", r + 10)).collect::<Vec<_>>().join(", ");
-    let loads: String = (0..na + nb + 4).map(|r| format!("ld.global.u32 %r{}, [%rd0+{}];\n", r + 10, 4 * r)).collect();
+    let regs = |from: usize, n: usize| {
+        (from..from + n).map(|r| format!("%r{}", r + 10)).collect::<Vec<_>>().join(", ")
+    };
+    let loads: String =
+        (0..na + nb + 4).map(|r| format!("ld.global.u32 %r{}, [%rd0+{}];\n", r + 10, 4 * r)).collect();
     let stores: String = (0..4).map(|r| format!("st.global.u32 [%rd1+{}], %r{};\n", 4 * r, 40 + r)).collect();
-    let d = Device::kernel("u64 u64", &format!(
+    let d = Device::kernel(
+        "u64 u64",
+        &format!(
         "ld.param.u64 %rd0, [p0]; ld.param.u64 %rd1, [p1]; mov.u32 %r0, %tid.x; mul.wide.u32 %rd2, %r0, 64;
          add.s64 %rd0, %rd0, %rd2; mul.wide.u32 %rd2, %r0, 16; add.s64 %rd1, %rd1, %rd2;\n{loads}
          mma.sync.aligned.{op} {{%r40, %r41, %r42, %r43}}, {{{}}}, {{{}}}, {{{}}};\n{stores}",
         regs(0, na), regs(na, nb), regs(na + nb, 4)
-    ));
+    ),
+    );
     let (from, to) = (d.words("from", &data), d.empty("to", 512));
     let counters = d.ok(1, 32, &Params::new().u64(from).u64(to));
     assert_eq!(counters.mma_flops, 2 * 16 * 8 * k as u64);
@@ -81,7 +109,8 @@ fn products_of_every_factor_type() {
         let unsigned = op.contains("u8");
         let a = |i: usize, j: usize| if unsigned { x(i, j).abs() } else { x(i, j) };
         let result = |v: i64| if whole { v as i32 as u32 } else { (v as f32).to_bits() };
-        let got = product(op, k, bits, &|i, j| encode(a(i, j)), &|i, j| encode(y(i, j)), &|i, j| result(z(i, j)));
+        let got =
+            product(op, k, bits, &|i, j| encode(a(i, j)), &|i, j| encode(y(i, j)), &|i, j| result(z(i, j)));
         for (i, row) in got.iter().enumerate() {
             for (j, got) in row.iter().enumerate() {
                 let want = z(i, j) + (0..k).map(|n| a(i, n) * y(n, j)).sum::<i64>();
@@ -126,7 +155,9 @@ fn half_accumulators() {
         st.global.v2.u32 [%rd0], {%r5, %r6};");
     let to = d.empty("to", 256);
     d.ok(1, 32, &Params::new().u64(to));
-    let pair = |lo: f32, hi: f32| u32::from(f16::from_f32(lo).to_bits()) | u32::from(f16::from_f32(hi).to_bits()) << 16;
+    let pair = |lo: f32, hi: f32| {
+        u32::from(f16::from_f32(lo).to_bits()) | u32::from(f16::from_f32(hi).to_bits()) << 16
+    };
     assert!(d.read(to, 64).chunks(2).all(|c| c == [pair(18.0, 17.0), pair(17.0, 17.0)]));
 }
 
@@ -182,14 +213,17 @@ fn fragments_that_ldmatrix_loads_are_those_that_mma_wants() {
 
 #[test]
 fn tiles_turn_and_return() {
-    let d = Device::kernel("u64 u64", "
+    let d = Device::kernel(
+        "u64 u64",
+        "
         .shared .align 16 .b8 tile[128];
         ld.param.u64 %rd0, [p0]; ld.param.u64 %rd1, [p1]; mov.u32 %r0, %tid.x; mul.wide.u32 %rd2, %r0, 4;
         add.s64 %rd0, %rd0, %rd2; add.s64 %rd1, %rd1, %rd2; ld.global.u32 %r1, [%rd0];
         movmatrix.sync.aligned.m8n8.trans.b16 %r2, %r1; st.global.u32 [%rd1], %r2;
         and.b32 %r3, %r0, 7; shl.b32 %r3, %r3, 4; mov.u32 %r4, tile; add.u32 %r3, %r3, %r4;
         stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%r3], {%r1}; bar.warp.sync -1;
-        ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r5}, [%r3]; st.global.u32 [%rd1+128], %r5;");
+        ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r5}, [%r3]; st.global.u32 [%rd1+128], %r5;",
+    );
     let tile: Vec<u16> = (0..64).collect();
     let (from, to) = (d.halves("from", &tile), d.empty("to", 256));
     d.ok(1, 32, &Params::new().u64(from).u64(to));

@@ -20,14 +20,24 @@ fn device(threads: u32, body: &str) -> (Device, u64) {
 
 #[test]
 fn shuffles_by_the_isas_pseudocode() {
-    for (kind, c) in
-        [("up", 0), ("up", 0x1800), ("down", 31), ("down", 0x1c1f), ("bfly", 31), ("bfly", 0x1807), ("idx", 31), ("idx", 0x101f)]
-    {
+    for (kind, c) in [
+        ("up", 0),
+        ("up", 0x1800),
+        ("down", 31),
+        ("down", 0x1c1f),
+        ("bfly", 31),
+        ("bfly", 0x1807),
+        ("idx", 31),
+        ("idx", 0x101f),
+    ] {
         for b in [0, 1, 3, 8, 17, 31] {
-            let got = words(32, &format!(
-                "add.u32 %r1, %r0, 100;\nshfl.sync.{kind}.b32 %r2|%p0, %r1, {b}, {c}, -1;\n\
+            let got = words(
+                32,
+                &format!(
+                    "add.u32 %r1, %r0, 100;\nshfl.sync.{kind}.b32 %r2|%p0, %r1, {b}, {c}, -1;\n\
                  selp.u32 %r3, 1000, 0, %p0;\nadd.u32 %r2, %r2, %r3;\nst.global.u32 [%rd1], %r2;"
-            ));
+                ),
+            );
             for l in 0..32i64 {
                 let segment = c >> 8 & 31;
                 let (first, last) = (l & segment, (l & segment) | (c & 31 & !segment));
@@ -73,33 +83,49 @@ fn votes_matches_and_reductions() {
 #[test]
 fn lanes_part_and_meet_again() {
     // Loops of a different length in each lane, an early exit, and a meeting after.
-    let got = words(64, "
+    let got = words(
+        64,
+        "
         mov.u32 %r1, 0; mov.u32 %r2, 0;
         LOOP: setp.ge.u32 %p0, %r1, %r0; @%p0 bra OUT;
         add.u32 %r2, %r2, %r1; add.u32 %r1, %r1, 1; bra LOOP;
         OUT: activemask.b32 %r4; popc.b32 %r4, %r4; shl.b32 %r4, %r4, 16; or.b32 %r2, %r2, %r4;
-        st.global.u32 [%rd1], %r2;");
+        st.global.u32 [%rd1], %r2;",
+    );
     for (t, got) in got.iter().enumerate() {
         assert_eq!(*got, (t * t.saturating_sub(1) / 2) as u32 | 32 << 16, "thread {t}");
     }
-    let (d, out) = device(32, "
+    let (d, out) = device(
+        32,
+        "
         setp.eq.u32 %p0, %r0, 5; @%p0 exit;
         setp.lt.u32 %p1, %r0, 8; @%p1 bra LOW; mov.u32 %r1, 2; bra.uni MEET; LOW: mov.u32 %r1, 1;
-        MEET: st.global.u32 [%rd1], %r1;");
+        MEET: st.global.u32 [%rd1], %r1;",
+    );
     d.memory.fill(out, 0, 128).expect("an allocation");
     let counters = d.ok(1, 32, &Params::new().u64(out));
     let got = d.read(out, 32);
-    assert!((0..32).all(|l| got[l] == if l == 5 { 0 } else if l < 8 { 1 } else { 2 }));
+    assert!((0..32).all(|l| got[l]
+        == if l == 5 {
+            0
+        } else if l < 8 {
+            1
+        } else {
+            2
+        }));
     assert_eq!(counters.divergent, 1);
 }
 
 #[test]
 fn barriers_carry_values_between_warps() {
-    let got = words(128, "
+    let got = words(
+        128,
+        "
         .shared .align 4 .b8 cells[512];
         shl.b32 %r1, %r0, 2; mov.u32 %r2, cells; add.u32 %r3, %r2, %r1; st.shared.u32 [%r3], %r0;
         bar.sync 0;
-        sub.u32 %r4, 508, %r1; add.u32 %r3, %r2, %r4; ld.shared.u32 %r5, [%r3]; st.global.u32 [%rd1], %r5;");
+        sub.u32 %r4, 508, %r1; add.u32 %r3, %r2, %r4; ld.shared.u32 %r5, [%r3]; st.global.u32 [%rd1], %r5;",
+    );
     assert!(got.iter().enumerate().all(|(t, v)| *v == 127 - t as u32));
     let got = words(64, "
         setp.lt.u32 %p0, %r0, 40; bar.red.popc.u32 %r1, 0, %p0; bar.red.and.pred %p1, 0, %p0; bar.red.or.pred %p2, 0, %p0;
@@ -107,11 +133,14 @@ fn barriers_carry_values_between_warps() {
         st.global.u32 [%rd1], %r1;");
     assert_eq!(got, [140; 64]);
     // A named barrier: the first warp gives, the second takes.
-    let got = words(64, "
+    let got = words(
+        64,
+        "
         .shared .align 4 .b32 cell;
         setp.ge.u32 %p0, %r0, 32; @%p0 bra TAKE;
         st.shared.u32 [cell], 7; bar.arrive 1, 64; st.global.u32 [%rd1], 0; ret;
-        TAKE: bar.sync 1, 64; ld.shared.u32 %r1, [cell]; st.global.u32 [%rd1], %r1;");
+        TAKE: bar.sync 1, 64; ld.shared.u32 %r1, [cell]; st.global.u32 [%rd1], %r1;",
+    );
     assert_eq!(got[32..], [7; 32]);
 }
 
@@ -131,9 +160,10 @@ fn atomics() {
     ];
     for (op, b, start, want) in cases {
         for space in ["global.", ""] {
-            let d = Device::kernel("u64", &format!(
-                "ld.param.u64 %rd0, [p0]; mov.u32 %r0, %tid.x; red.{space}{op} [%rd0], {b};"
-            ));
+            let d = Device::kernel(
+                "u64",
+                &format!("ld.param.u64 %rd0, [p0]; mov.u32 %r0, %tid.x; red.{space}{op} [%rd0], {b};"),
+            );
             let cell = d.words("cell", &[start]);
             d.ok(4, 64, &Params::new().u64(cell));
             assert_eq!(d.read(cell, 1), [want], "{op}");
@@ -145,14 +175,20 @@ fn atomics() {
         setp.ne.u32 %p0, %r0, 0; @!%p0 st.shared.u64 [cell], 1; bar.warp.sync -1;
         cvt.u64.u32 %rd2, %r0; atom.shared.add.u64 %rd3, [cell], 2; cvt.u32.u64 %r1, %rd3; st.global.u32 [%rd1], %r1;");
     assert!(got.iter().enumerate().all(|(l, v)| *v == 1 + 2 * l as u32));
-    let d = Device::kernel("u64", "
+    let d = Device::kernel(
+        "u64",
+        "
         ld.param.u64 %rd0, [p0]; mov.u32 %r0, %tid.x;
         SPIN: ld.volatile.global.u32 %r1, [%rd0]; add.u32 %r2, %r1, 3;
-        atom.global.cas.b32 %r3, [%rd0], %r1, %r2; setp.ne.u32 %p0, %r3, %r1; @%p0 bra SPIN;");
+        atom.global.cas.b32 %r3, [%rd0], %r1, %r2; setp.ne.u32 %p0, %r3, %r1; @%p0 bra SPIN;",
+    );
     let cell = d.words("cell", &[0]);
     d.ok(8, 96, &Params::new().u64(cell));
     assert_eq!(d.read(cell, 1), [8 * 96 * 3]);
-    let d = Device::kernel("u64", "ld.param.u64 %rd0, [p0]; mov.b32 %r1, 0x40003c00; red.global.add.noftz.f16x2 [%rd0], %r1;");
+    let d = Device::kernel(
+        "u64",
+        "ld.param.u64 %rd0, [p0]; mov.b32 %r1, 0x40003c00; red.global.add.noftz.f16x2 [%rd0], %r1;",
+    );
     let cell = d.words("cell", &[0]);
     d.ok(1, 32, &Params::new().u64(cell));
     assert_eq!(d.read(cell, 1), [0x5400_5000], "32 · (1, 2)");
@@ -200,14 +236,23 @@ fn copies_land_at_their_wait() {
 #[test]
 fn counters_count_sectors_and_bank_conflicts() {
     let run = |stride: u32| {
-        let (d, _) = device(32, &format!("
+        let (d, _) = device(
+            32,
+            &format!(
+                "
             .shared .align 4 .b8 cells[8192];
             mul.lo.u32 %r1, %r0, {}; mov.u32 %r2, cells; add.u32 %r3, %r2, %r1; st.shared.u32 [%r3], %r0;
-            mul.wide.u32 %rd2, %r0, {}; add.s64 %rd2, %rd0, %rd2; st.global.u32 [%rd2], %r0;", 4 * stride, 4 * stride));
+            mul.wide.u32 %rd2, %r0, {}; add.s64 %rd2, %rd0, %rd2; st.global.u32 [%rd2], %r0;",
+                4 * stride,
+                4 * stride
+            ),
+        );
         let out = d.empty("wide", 8192);
         d.ok(1, 32, &Params::new().u64(out))
     };
-    for (stride, sectors, conflicts) in [(1, 4, 0), (2, 8, 1), (3, 12, 0), (8, 32, 7), (32, 32, 31), (33, 32, 0)] {
+    for (stride, sectors, conflicts) in
+        [(1, 4, 0), (2, 8, 1), (3, 12, 0), (8, 32, 7), (32, 32, 31), (33, 32, 0)]
+    {
         let c = run(stride);
         assert_eq!((c.sectors, c.bank_conflicts), (sectors, conflicts), "stride {stride}");
         assert_eq!((c.requests, c.global_written, c.shared), (1, 128, 1));

@@ -128,7 +128,8 @@ fn bytemuck_words(data: &[u32]) -> Vec<u8> {
 
 /// The text of a module of one kernel `k`.
 pub fn ptx(params: &str, body: &str) -> String {
-    let list: Vec<_> = params.split_whitespace().enumerate().map(|(n, t)| format!(".param .{t} p{n}")).collect();
+    let list: Vec<_> =
+        params.split_whitespace().enumerate().map(|(n, t)| format!(".param .{t} p{n}")).collect();
     format!(
         ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k({})\n{{\n.reg .pred %p<16>;\n.reg .b16 %h<32>;\n\
          .reg .b32 %r<64>;\n.reg .f32 %f<64>;\n.reg .b64 %rd<32>;\n.reg .f64 %fd<32>;\n{body}\nret;\n}}\n",
@@ -170,7 +171,13 @@ pub fn eval(op: &str, types: &str, rows: &[Vec<u64>]) -> Vec<u64> {
         if *ty == "pred" {
             body += &format!("ld.global.u32 %r7, [%rd0+{}];\nsetp.ne.u32 {r}, %r7, 0;\n", n * 8);
         } else {
-            let bits = if ty.ends_with("64") { 64 } else if ty.ends_with("16") { 16 } else { 32 };
+            let bits = if ty.ends_with("64") {
+                64
+            } else if ty.ends_with("16") {
+                16
+            } else {
+                32
+            };
             body += &format!("ld.global.b{bits} {r}, [%rd0+{}];\n", n * 8);
         }
         list.push(r);

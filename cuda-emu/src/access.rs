@@ -48,7 +48,7 @@ pub(crate) fn addresses(w: &mut Warp, row: u32, off: i64, wide: bool) -> Lanes {
 pub(crate) fn contiguous(at: &Lanes, step: u64) -> bool {
     let mut same = true;
     for (l, a) in at.iter().enumerate() {
-        same &= *a == at[0].wrapping_add(l as u64 * step);
+        same &= *a == at[0].wrapping_add((l as u64).wrapping_mul(step));
     }
     same
 }

@@ -311,7 +311,7 @@ fn functions_printf_and_assert() {
     let (_, text) = d.print("k", 2, 2, &Params::new().u32(0)).unwrap_or_else(|r| panic!("{r}"));
     let line = |n: u32| format!("{n}  3.14|ff  |hi|12345678901|!%|3.14159|1.000000e-03\n");
     assert_eq!(text, [line(0), line(2), line(0), line(2)].concat());
-    let report = d.print("k", 1, 1, &Params::new().u32(1)).err().expect("the assertion fails").to_string();
+    let report = d.print("k", 1, 1, &Params::new().u32(1)).expect_err("the assertion fails").to_string();
     assert!(report.contains("assertion `x > 1` failed, hi:42"), "{report}");
 }
 

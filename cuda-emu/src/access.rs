@@ -331,7 +331,9 @@ impl Cta<'_> {
                 let l = lanes(m).find(|&l| at[l] + size > bytes).unwrap_or(0);
                 return Err(self.beyond_shared(w, i, l, at[l], size));
             }
-        } else if let Some(l) = lanes(m).find(|&l| at[l] + size > bytes) {
+        } else if at.iter().fold(false, |any, a| any | (a.wrapping_add(size).wrapping_sub(1) >= bytes))
+            && let Some(l) = lanes(m).find(|&l| at[l].saturating_add(size) > bytes)
+        {
             return Err(self.beyond_shared(w, i, l, at[l], size));
         }
         self.counters.shared += 1;

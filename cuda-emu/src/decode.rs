@@ -31,6 +31,7 @@ pub(crate) struct Decoder<'a> {
     function: String,
     code: Vec<Instr>,
     labels: Vec<Option<u32>>,
+    targets: HashMap<String, &'a [Arg]>,
     words: u32,
     spare: (u32, u32),
     presets: HashMap<Preset, u32>,
@@ -83,6 +84,7 @@ pub(crate) fn kernel(unit: &Unit, f: &Function) -> Result<Kernel, Error> {
         function: f.name.clone(),
         code: Vec::new(),
         labels: Vec::new(),
+        targets: HashMap::new(),
         words: 0,
         spare: (0, 0),
         presets: HashMap::new(),
@@ -187,6 +189,9 @@ impl<'a> Decoder<'a> {
                     if let Some(Sym::Label(n)) = self.find(l) {
                         self.labels[n] = Some(self.code.len() as u32);
                     }
+                }
+                Stmt::Targets(name, list) => {
+                    self.targets.insert(name.clone(), list);
                 }
                 Stmt::Inst(i) => {
                     (self.line, self.loc) = (i.line, i.loc);
@@ -426,6 +431,7 @@ impl<'a> Decoder<'a> {
             "ret" | "exit" => {
                 self.emit(Op::Exit, Class::Control);
             }
+            "brx" => self.branch_by_index(i)?,
             "call" => self.call(i)?,
             "mov" if a.iter().any(|a| matches!(a, Arg::Vector(_))) => self.pack(i)?,
             "mov" if matches!(a, [_, Arg::Name(n, _)] if clock(n).is_some()) => {
@@ -534,6 +540,26 @@ impl<'a> Decoder<'a> {
                 }
             }
             _ => return self.fail("unknown move", &i.op),
+        }
+        Ok(())
+    }
+
+    /// `brx.idx`, as a comparison and a branch for each target.
+    fn branch_by_index(&mut self, i: &'a Inst) -> Result<(), Error> {
+        let [index, Arg::Name(list, _)] = &i.args[..] else {
+            return self.fail("expected an index and a list", &i.op);
+        };
+        let Some(targets) = self.targets.get(list).copied() else { return self.fail("unknown name", list) };
+        if self.guard.0 != NONE {
+            return self.fail("an indexed branch under a predicate", &i.op);
+        }
+        let (index, p) = (self.src(index, false)?, self.pred_word());
+        for (n, target) in targets.iter().enumerate() {
+            let (to, n) = (self.label(target)?, self.preset(Preset::Row32(n as u32)));
+            self.alu(crate::alu::cmp(|a: u32, b| a == b), p, &[index, n]).v = Box::new([0]);
+            self.guard = (p, false);
+            self.emit(Op::Bra, Class::Control).d = to;
+            self.guard = (NONE, false);
         }
         Ok(())
     }

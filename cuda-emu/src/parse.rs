@@ -52,6 +52,8 @@ pub(crate) enum Stmt {
     Reg(String, String, Option<u32>),
     Var(Var),
     Label(String),
+    /// A list of labels that `brx.idx` chooses from.
+    Targets(String, Vec<Arg>),
     Inst(Inst),
 }
 
@@ -492,10 +494,12 @@ impl Parser {
                 }
                 _ if self.is(':') => {
                     self.i += 1;
-                    out.push(Stmt::Label(w));
-                    if self.peek().is_some_and(|w| w == ".branchtargets") {
-                        return Err(self.err("brx.idx is not supported"));
+                    if self.peek() == Some(".branchtargets") {
+                        self.i += 1;
+                        out.push(Stmt::Targets(w, self.list(';')?));
+                        continue;
                     }
+                    out.push(Stmt::Label(w));
                 }
                 _ => {
                     let mut args = Vec::new();

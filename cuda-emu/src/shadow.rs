@@ -158,33 +158,38 @@ impl Shadow {
         let flag = if self.init { WRITTEN } else { 0 };
         let free = !self.races;
         let fine = |a: u32| (a < floor) | (a & 0x1f0 == me) | free;
-        // One bound for all four, so that it is checked once.
-        let n = self.writer.len();
-        let (writer, flags) = (&mut self.writer[..n], &mut self.flags[..n]);
+        let n = self.writer.len() as u64;
+        let past = |a: &u64| (a / 4 + words as u64 > n) as u32;
+        if at.iter().enumerate().fold(0, |p, (l, a)| p | (past(a) & mask >> l)) & 1 == 1 {
+            return mask;
+        }
         let [r0, r1] = &mut self.readers;
-        let (r0, r1) = (&mut r0[..n], &mut r1[..n]);
+        let (writer, flags) = (self.writer.as_mut_ptr(), self.flags.as_mut_ptr());
+        let (r0, r1) = (r0.as_mut_ptr(), r1.as_mut_ptr());
         let mut bad = 0;
-        for (l, at) in at.iter().enumerate() {
-            if mask >> l & 1 == 0 {
-                continue;
-            }
-            let first = (*at / 4) as usize;
-            for c in first..first + words {
-                if c >= n {
-                    bad |= 1 << l;
-                } else if kind == Kind::Read {
-                    if !(fine(writer[c]) & (flags[c] & (FLYING | flag) == flag)) {
-                        bad |= 1 << l;
-                    } else if fine(r0[c]) {
-                        r0[c] = stamp;
+        let mut one = |l: usize, c: usize| {
+            // SAFETY: `c` is below the length of all four, as was checked for every lane of the mask.
+            unsafe {
+                let (w, f, a) = (*writer.add(c), *flags.add(c), *r0.add(c));
+                if kind == Kind::Read {
+                    if fine(w) & (f & (FLYING | flag) == flag) {
+                        *(if fine(a) { r0.add(c) } else { r1.add(c) }) = stamp;
                     } else {
-                        r1[c] = stamp;
+                        bad |= 1 << l;
                     }
-                } else if fine(writer[c]) & fine(r0[c]) & fine(r1[c]) & (flags[c] & FLYING == 0) {
-                    (writer[c], flags[c]) = (stamp, WRITTEN);
+                } else if fine(w) & fine(a) & fine(*r1.add(c)) & (f & FLYING == 0) {
+                    *writer.add(c) = stamp;
+                    *flags.add(c) = WRITTEN;
                 } else {
                     bad |= 1 << l;
                 }
+            }
+        };
+        if mask == u32::MAX && words == 1 {
+            at.iter().enumerate().for_each(|(l, a)| one(l, (a / 4) as usize));
+        } else {
+            for (l, a) in at.iter().enumerate().filter(|(l, _)| mask >> l & 1 == 1) {
+                (0..words).for_each(|n| one(l, (a / 4) as usize + n));
             }
         }
         bad

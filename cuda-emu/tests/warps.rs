@@ -117,6 +117,17 @@ fn lanes_part_and_meet_again() {
 }
 
 #[test]
+fn branches_by_index() {
+    let got = words(
+        32,
+        "and.b32 %r1, %r0, 3; LIST: .branchtargets A, B, C, A;
+         brx.idx %r1, LIST; A: mov.u32 %r2, 10; bra END; B: mov.u32 %r2, 11; bra END; C: mov.u32 %r2, 12;
+         END: st.global.u32 [%rd1], %r2;",
+    );
+    assert!(got.iter().enumerate().all(|(l, v)| *v == [10, 11, 12, 10][l % 4]));
+}
+
+#[test]
 fn barriers_carry_values_between_warps() {
     let got = words(
         128,

@@ -6,6 +6,7 @@ use crate::error::{Fault, Report};
 use crate::ir::{Instr, NONE, Op, Preset, Special};
 use crate::launch::Run;
 use crate::shadow::Shadow;
+use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -102,6 +103,29 @@ impl Repeats {
             (self.seen, self.rounds, self.power) = (Some(state), 0, (self.power * 2).max(1));
         }
         false
+    }
+}
+
+thread_local! {
+    /// Register files of launches that are over, for this thread's next: they are large, and mapping memory is slow.
+    static SPARE: RefCell<Vec<Vec<u64>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn registers(n: usize) -> Vec<u64> {
+    let mut regs = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+    regs.resize(n, 0);
+    regs
+}
+
+impl Drop for Cta<'_> {
+    fn drop(&mut self) {
+        // A thread that ends has no use for them.
+        let _ = SPARE.try_with(|s| {
+            if let Ok(mut s) = s.try_borrow_mut() {
+                let room = 32usize.saturating_sub(s.len());
+                s.extend(self.warps.drain(..).map(|w| w.regs).filter(|r| !r.is_empty()).take(room));
+            }
+        });
     }
 }
 
@@ -217,7 +241,7 @@ impl<'a> Cta<'a> {
             let n = (threads - index as u32 * 32).min(32);
             Warp {
                 index,
-                regs: vec![0; k.words / 2 + 32],
+                regs: registers(k.words / 2 + 32),
                 pc: 0,
                 mask: 0,
                 others: Vec::new(),

@@ -327,11 +327,11 @@ impl Cta<'_> {
         let bytes = self.shared_bytes as u64;
         let row = m == u32::MAX && contiguous(at, size) && size >= 4;
         if row {
-            if at[31].saturating_add(size) > bytes {
-                let l = lanes(m).find(|&l| at[l] + size > bytes).unwrap_or(0);
+            if at[31].saturating_add(size) > bytes || at[0] > at[31] {
+                let l = lanes(m).find(|&l| at[l].saturating_add(size) > bytes).unwrap_or(0);
                 return Err(self.beyond_shared(w, i, l, at[l], size));
             }
-        } else if at.iter().fold(false, |any, a| any | (a.wrapping_add(size).wrapping_sub(1) >= bytes))
+        } else if at.iter().fold(false, |any, a| any | (a.saturating_add(size) > bytes))
             && let Some(l) = lanes(m).find(|&l| at[l].saturating_add(size) > bytes)
         {
             return Err(self.beyond_shared(w, i, l, at[l], size));

@@ -165,7 +165,7 @@ impl Cta<'_> {
         l: usize,
         size: u64,
     ) -> Result<*mut u8, Box<Report>> {
-        if at[l] + size > self.shared_bytes as u64 {
+        if at[l].saturating_add(size) > self.shared_bytes as u64 {
             return Err(self.beyond_shared(w, i, l, at[l], size));
         }
         if let Some(f) = self.shadow.touch(at[l] as usize, size as usize, w.index, Kind::Atomic) {
@@ -206,7 +206,7 @@ impl Cta<'_> {
         let checks = self.run.launch.checks;
         let (mut off, mut reading) = ([0; 32], 0u32);
         for l in lanes(m) {
-            if to[l] + size > self.shared_bytes as u64 {
+            if to[l].saturating_add(size) > self.shared_bytes as u64 {
                 return Err(self.beyond_shared(w, i, l, to[l], size));
             }
             let n = u64::from(w.row32(i.b)[l]).min(size);
@@ -274,7 +274,7 @@ impl Cta<'_> {
         let mut pending = std::mem::take(&mut w.pending);
         let mut result = Ok(());
         pending.retain_mut(|p| {
-            let due = |l: usize| keep.is_none_or(|n| p.group[l] + n < w.groups[l]);
+            let due = |l: usize| keep.is_none_or(|n| p.group[l].saturating_add(n) < w.groups[l]);
             let landing: u32 = lanes(p.mask & m).filter(|&l| due(l)).map(|l| 1 << l).sum();
             self.moved |= landing != 0;
             for l in lanes(landing) {

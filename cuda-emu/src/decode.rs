@@ -43,13 +43,18 @@ pub(crate) struct Decoder<'a> {
     loc: (u32, u32),
 }
 
+/// More bytes of shared, local or parameter memory than any device has; whoever declares more is refused.
+const MOST_BYTES: u32 = 1 << 20;
+/// The most words a warp's registers may take: a hundred times what a compiler declares.
+const MOST_WORDS: u32 = 1 << 24;
+
 /// Where every shared variable lies, where they end, and where the memory given at launch begins.
 fn shared_offsets(unit: &Unit, entry: &str) -> (HashMap<(String, String), u32>, u32, u32) {
     let (mut map, mut at) = (HashMap::new(), 0u32);
     let mut place = |f: &str, v: &Var| {
-        at = at.next_multiple_of(v.align);
+        at = at.checked_next_multiple_of(v.align).unwrap_or(MOST_BYTES).min(MOST_BYTES);
         map.insert((f.to_owned(), v.name.clone()), at);
-        at = at.saturating_add(v.bytes as u32);
+        at += v.bytes.min(MOST_BYTES.into()) as u32;
     };
     for v in unit.vars.iter().filter(|v| v.space == ".shared" && v.bytes > 0) {
         place("", v);
@@ -64,7 +69,8 @@ fn shared_offsets(unit: &Unit, entry: &str) -> (HashMap<(String, String), u32>, 
         }
     }
     let open = || unit.vars.iter().filter(|v| v.space == ".shared" && v.bytes == 0);
-    let dynamic = at.next_multiple_of(open().map(|v| v.align).max().unwrap_or(1).max(16));
+    let align = open().map(|v| v.align).max().unwrap_or(1).max(16);
+    let dynamic = at.checked_next_multiple_of(align).unwrap_or(u32::MAX);
     for v in open() {
         map.insert((String::new(), v.name.clone()), dynamic);
     }
@@ -96,7 +102,10 @@ pub(crate) fn kernel(unit: &Unit, f: &Function) -> Result<Kernel, Error> {
     };
     let (mut params, mut at) = (Vec::new(), 0u32);
     for p in &f.params {
-        at = at.next_multiple_of(p.align);
+        at = at.checked_next_multiple_of(p.align).unwrap_or(MOST_BYTES);
+        if u64::from(at) + p.bytes > 32764 {
+            return d.fail("more than 32764 bytes of parameters", &p.name);
+        }
         d.scopes[0].insert(p.name.clone(), Sym::Param(at));
         params.push(Param { offset: at as usize, size: p.bytes as usize, align: p.align as usize });
         at += p.bytes as u32;
@@ -107,6 +116,9 @@ pub(crate) fn kernel(unit: &Unit, f: &Function) -> Result<Kernel, Error> {
         if matches!(i.op, Op::Bra) {
             i.d = d.labels[i.d as usize].expect("every label seen in a scope is placed by that scope");
         }
+    }
+    if d.words > MOST_WORDS {
+        return d.fail("too many registers", &f.name);
     }
     let registers = d.pressure();
     Ok(Kernel {
@@ -149,7 +161,7 @@ impl<'a> Decoder<'a> {
 
     pub fn row(&mut self, wide: bool) -> u32 {
         let at = self.words;
-        self.words += if wide { 64 } else { 32 };
+        self.words = self.words.saturating_add(if wide { 64 } else { 32 });
         at
     }
 
@@ -243,20 +255,26 @@ impl<'a> Decoder<'a> {
                 _ => Sym::Reg(self.row(bytes == 8), bytes == 8),
             };
             self.define(n, s);
+            if self.words > MOST_WORDS {
+                return self.fail("too many registers", name);
+            }
         }
         Ok(())
     }
 
-    pub fn local_bytes(&mut self, bytes: u64, align: u32) -> u32 {
-        let at = self.local.next_multiple_of(align);
-        self.local = at.saturating_add(bytes.min(u32::MAX.into()) as u32);
-        at
+    pub fn local_bytes(&mut self, bytes: u64, align: u32) -> Result<u32, Error> {
+        let at = self.local.checked_next_multiple_of(align).unwrap_or(MOST_BYTES);
+        if u64::from(at) + bytes > (MOST_BYTES / 2).into() {
+            return self.fail("more than 512 KB of local memory a thread", bytes.to_string());
+        }
+        self.local = at + bytes as u32;
+        Ok(at)
     }
 
     fn variable(&mut self, v: &Var) -> Result<(), Error> {
         let s = match v.space.as_str() {
             ".shared" => Sym::Shared(self.shared[&(self.function.clone(), v.name.clone())]),
-            ".local" | ".param" => Sym::Local(self.local_bytes(v.bytes, v.align)),
+            ".local" | ".param" => Sym::Local(self.local_bytes(v.bytes, v.align)?),
             _ => return self.fail("a variable of this space inside a function", v.space.as_str()),
         };
         self.define(v.name.clone(), s);

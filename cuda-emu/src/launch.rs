@@ -70,6 +70,7 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// At most 1024: the launch was refused otherwise.
     pub fn threads(&self) -> u32 {
         self.launch.block.iter().product()
     }
@@ -130,7 +131,7 @@ impl Run<'_> {
 /// Why a launch cannot begin.
 fn refusal(module: &Module, kernel: &Kernel, launch: &Launch<'_>) -> Option<String> {
     let (g, b) = (launch.grid, launch.block);
-    let threads = b.iter().map(|&n| u64::from(n)).product::<u64>();
+    let threads = b.iter().fold(1u64, |n, &d| n.saturating_mul(d.into()));
     let shared = u64::from(kernel.dynamic_at) + u64::from(launch.dynamic_shared);
     if threads == 0 || threads > u64::from(kernel.max_threads) || b[2] > 64 {
         return Some(format!("a block of {b:?} threads; 1 to {} and at most 64 along z", kernel.max_threads));

@@ -173,7 +173,7 @@ fn number(w: &str) -> Option<Tok> {
 pub(crate) fn type_bytes(t: &str) -> Option<u64> {
     Some(match t {
         "pred" => 1,
-        _ if t.ends_with("x2") => type_bytes(&t[..t.len() - 2])? * 2,
+        "f16x2" | "bf16x2" | "u16x2" | "s16x2" => 4,
         "bf16" => 2,
         "tf32" => 4,
         _ => t.get(1..)?.parse::<u64>().ok().filter(|_| "usbf".contains(&t[..1]))? / 8,
@@ -184,11 +184,12 @@ struct Parser {
     toks: Vec<(Tok, u32)>,
     i: usize,
     loc: (u32, u32),
+    depth: u32,
 }
 
 /// Reads a translation unit.
 pub(crate) fn parse(text: &str) -> Result<Unit, Error> {
-    let mut p = Parser { toks: lex(text)?, i: 0, loc: (0, 0) };
+    let mut p = Parser { toks: lex(text)?, i: 0, loc: (0, 0), depth: 0 };
     let (mut unit, mut version) = (Unit::default(), false);
     while p.i < p.toks.len() {
         let (tok, line) = p.toks[p.i].clone();
@@ -342,7 +343,7 @@ impl Parser {
                 self.eat(',');
             }
             if w == ".maxntid" || w == ".reqntid" {
-                f.max_threads = Some(dims.iter().product());
+                f.max_threads = Some(dims.iter().fold(1, |n: u32, d| n.saturating_mul(*d)));
             }
         }
         if !self.eat(';') {
@@ -384,7 +385,8 @@ impl Parser {
         v.name = self.word()?;
         let mut count = 1;
         while self.eat('[') {
-            count *= if self.is(']') { 0 } else { self.int()?.max(0) as u64 };
+            let n = if self.is(']') { 0 } else { self.int()?.max(0) as u64 };
+            count = u64::saturating_mul(count, n);
             self.want(']')?;
         }
         v.bytes = unit.checked_mul(count).filter(|&b| b <= 1 << 40).ok_or_else(|| self.err("too large"))?;
@@ -529,6 +531,17 @@ impl Parser {
     }
 
     fn arg(&mut self) -> Result<Arg, Error> {
+        // Nothing that is meant nests deeper, and the stack ends somewhere.
+        if self.depth == 16 {
+            return Err(self.err("too deeply nested"));
+        }
+        self.depth += 1;
+        let arg = self.nested();
+        self.depth -= 1;
+        arg
+    }
+
+    fn nested(&mut self) -> Result<Arg, Error> {
         if self.eat('{') {
             return Ok(Arg::Vector(self.list('}')?));
         }

@@ -57,7 +57,7 @@ impl Cta<'_> {
         let used = (!0u64 >> (64 - 8 * u32::from(count))) as u32 & w.lanes;
         self.aligned(w, i, &at, used, 16, Space::Shared)?;
         for l in lanes(used) {
-            if at[l] + 16 > self.shared_bytes as u64 {
+            if at[l].saturating_add(16) > self.shared_bytes as u64 {
                 return Err(self.beyond_shared(w, i, l, at[l], 16));
             }
             if let Some(f) = self.shadow.cells(at[l] as usize / 4, 4, w.index, kind) {

@@ -340,6 +340,30 @@ fn two_blocks_that_write_one_cell() {
     Case::new(&halves, 64, 0).clean(7, 3);
 }
 
+/// Whatever the threads do, the report is of the lowest block that is at fault, and counters add up the same.
+#[test]
+fn reports_and_counters_do_not_depend_on_threads() {
+    let fault = with("setp.lt.u32 %p0, %r1, 37; @%p0 exit; st.global.u32 [%rd4+65536], %r0;");
+    let clean = with(COPY);
+    let mut counters = Vec::new();
+    for threads in [1, 2, 5] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        pool.install(|| {
+            for _ in 0..5 {
+                Case::new(&fault, 4096, 0).caught(
+                    200,
+                    32,
+                    Fault::OutOfBounds,
+                    &["thread (0,0,0) of block (37,0,0)"],
+                );
+            }
+            let c = Case::new(&clean, 25_600, 6400);
+            counters.push(c.device.run("k", 200, 32, &c.params).expect("clean"));
+        });
+    }
+    assert!(counters.iter().all(|c| *c == counters[0] && c.global_read == 25_600));
+}
+
 #[test]
 fn a_loop_without_end() {
     let spin = with("101| SPIN: ld.volatile.global.u32 %r5, [%rd0]; setp.ne.u32 %p0, %r5, 0; @%p0 bra SPIN;");
@@ -416,6 +440,24 @@ fn ptx_that_is_not_understood() {
     ] {
         let _ = Module::parse(text).map(|_| ()).map_err(|e| e.to_string());
     }
+    let deep = format!("mov.u32 %r1, {};", "[".repeat(100_000));
+    let wide = format!("st.global.v4.u32 [%rd0], {{{}}};", vec!["%r1"; 64].join(", "));
+    for body in [
+        deep.as_str(),
+        wide.as_str(),
+        "mma {%f1}, {%r1}, {%r1}, {%f1};",
+        "cp.async [%r1], [%rd1], 16;",
+        "mov %rd1, %r1;",
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {}, [%r1];",
+        "ld.global.v3.u32 {%r1, %r2, %r3}, [%rd0];",
+        ".reg .b64 %x<1000000>; .reg .b64 %y<1000000>;",
+        ".local .align 16 .b8 huge[1099511627776];",
+        "brx.idx %r1, NOWHERE;",
+    ] {
+        error(&common::ptx("u64", body));
+    }
+    error(&format!("{}.global .b8 huge[1099511627776];", common::ptx("u64", "")));
+    let _ = Module::parse(&format!("{}.shared .b8 huge[4294967295][4294967295];", common::ptx("u64", "")));
     // Cut anywhere, a module is an error or a module, and never a panic.
     let whole = sourced(&with(COPY));
     for n in 0..whole.len() {

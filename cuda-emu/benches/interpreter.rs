@@ -111,6 +111,18 @@ fn linear(n: u32) -> Case {
     c
 }
 
+/// Nothing but products: 8 warps of 4096 rounds of 8.
+fn products() -> Case {
+    let mma = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1,%f2,%f3,%f4},{%r1,%r1,%r1,%r1},{%r1,%r1},{%f1,%f2,%f3,%f4};\n";
+    let ptx = format!(
+        ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{{\n.reg .b32 %r<4>; .reg .f32 %f<5>;\n\
+         .reg .pred %p<2>; mov.b32 %r1, 0x3f803f80; mov.u32 %r2, 0;\nL:\n{}add.u32 %r2, %r2, 1;\n\
+         setp.lt.u32 %p1, %r2, 4096; @%p1 bra L; ret; }}",
+        mma.repeat(8)
+    );
+    Case::new("k", &ptx, 1, 256)
+}
+
 fn threads(n: usize) -> rayon::ThreadPool {
     rayon::ThreadPoolBuilder::new().num_threads(n).build().expect("threads")
 }
@@ -137,8 +149,13 @@ fn benches(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(flops / 4096));
     for n in [1, 2] {
         let pool = threads(n);
-        group.bench_function(BenchmarkId::new("linear_256_cubed, threads", n), |b| b.iter(|| pool.install(|| c.run())));
+        group.bench_function(BenchmarkId::new("linear_256_cubed, threads", n), |b| {
+            b.iter(|| pool.install(|| c.run()))
+        });
     }
+    let c = products();
+    group.throughput(Throughput::Elements(one.install(|| c.run()).mma_flops / 4096));
+    group.bench_function("m16n8k16_bf16", |b| b.iter(|| one.install(|| c.run())));
     group.finish();
 }
 

@@ -48,55 +48,90 @@ pub(crate) fn addresses(w: &mut Warp, row: u32, off: i64, wide: bool) -> Lanes {
 pub(crate) fn contiguous(at: &Lanes, step: u64) -> bool {
     let mut same = true;
     for (l, a) in at.iter().enumerate() {
-        same &= *a == at[0].wrapping_add(l as u64 * step);
+        same &= *a == at[0].wrapping_add((l as u64).wrapping_mul(step));
     }
     same
 }
 
+/// Groups the lanes of `mask` into runs whose pieces lie one after another: each run's first lane and length.
+#[inline(always)]
+pub(crate) fn runs(at: &Lanes, mask: u32, step: u64) -> impl Iterator<Item = (usize, u64)> {
+    let mut m = mask;
+    std::iter::from_fn(move || {
+        let first = m.trailing_zeros() as usize;
+        if first == 32 {
+            return None;
+        }
+        let mut l = first;
+        while l < 31 && m >> (l + 1) & 1 == 1 && at[l + 1] == at[l].wrapping_add(step) {
+            l += 1;
+        }
+        m &= !(((2u64 << l) - 1) as u32);
+        Some((first, (l - first + 1) as u64))
+    })
+}
+
 impl Cta<'_> {
     /// Executes `ld` or `st`.
+    #[inline(always)]
     pub(crate) fn load_store(&mut self, w: &mut Warp, i: &Instr, acc: Access, m: u32) -> Done {
         let write = matches!(i.op, Op::St(_));
+        self.moved |= write;
         let size = u64::from(acc.bytes) * i.v.len() as u64;
-        let mut at = addresses(w, i.a, i.e, acc.wide);
+        let at = addresses(w, i.a, i.e, acc.wide);
         let odd = at.iter().fold(0, |o, a| o | a) & (size - 1);
         if odd != 0 {
             self.aligned(w, i, &at, m, size, acc.space)?;
         }
+        if acc.space == Space::Generic {
+            return self.generic(w, i, acc, at, m, size, write);
+        }
         let mut rest = m;
         while rest != 0 {
-            let first = rest.trailing_zeros() as usize;
-            let mut space = acc.space;
-            if space == Space::Generic {
-                let kind = at[first] >> 40;
-                space = match kind {
-                    1 => Space::Shared,
-                    2 => Space::Local,
-                    3 => Space::Param,
-                    _ => Space::Global,
-                };
-                let same: u32 = lanes(rest).filter(|&l| at[l] >> 40 == kind).map(|l| 1 << l).sum();
-                let mut group = same;
-                if space != Space::Global {
-                    for l in lanes(group) {
-                        at[l] &= (1 << 40) - 1;
-                    }
-                }
-                while group != 0 {
-                    let t = self.target(w, i, acc, space, &at, group, size, write)?;
-                    transfer(w, i, acc, &t, write);
-                    group &= !t.mask;
-                }
-                rest &= !same;
-                continue;
-            }
-            let t = self.target(w, i, acc, space, &at, rest, size, write)?;
+            let t = self.target(w, i, acc, acc.space, &at, rest, size, write)?;
             transfer(w, i, acc, &t, write);
             rest &= !t.mask;
         }
         Ok(())
     }
 
+    /// Lanes that point into spaces of their own each: space after space.
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments)]
+    fn generic(
+        &mut self,
+        w: &mut Warp,
+        i: &Instr,
+        acc: Access,
+        mut at: Lanes,
+        m: u32,
+        size: u64,
+        write: bool,
+    ) -> Done {
+        let mut rest = m;
+        while rest != 0 {
+            let kind = at[rest.trailing_zeros() as usize] >> 40;
+            let space = match kind {
+                1 => Space::Shared,
+                2 => Space::Local,
+                3 => Space::Param,
+                _ => Space::Global,
+            };
+            let mut group: u32 = lanes(rest).filter(|&l| at[l] >> 40 == kind).map(|l| 1 << l).sum();
+            rest &= !group;
+            if space != Space::Global {
+                lanes(group).for_each(|l| at[l] &= (1 << 40) - 1);
+            }
+            while group != 0 {
+                let t = self.target(w, i, acc, space, &at, group, size, write)?;
+                transfer(w, i, acc, &t, write);
+                group &= !t.mask;
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     fn target(
         &mut self,
@@ -121,7 +156,8 @@ impl Cta<'_> {
         match lanes(m).find(|&l| at[l] & (size - 1) != 0) {
             None => Ok(()),
             Some(l) => {
-                let what = format!("an access of {size} bytes at an address that is not a multiple of {size}");
+                let what =
+                    format!("an access of {size} bytes at an address that is not a multiple of {size}");
                 Err(self.fault(w, i, l, Fault::Misaligned, what, Some(at[l] + base(space))))
             }
         }
@@ -162,6 +198,7 @@ impl Cta<'_> {
         self.fault(w, i, l, fault, what, Some(addr))
     }
 
+    #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     fn global(
         &mut self,
@@ -196,8 +233,8 @@ impl Cta<'_> {
         if row {
             self.check_global(w, i, 0, off[0], size * 32, size, write, races, init)?;
         } else {
-            for l in lanes(mask) {
-                self.check_global(w, i, l, off[l], size, size, write, races, init)?;
+            for (l, n) in runs(&off, mask, size) {
+                self.check_global(w, i, l, off[l], n * size, size, write, races, init)?;
             }
         }
         Ok(Target { base: view.block.ptr(), at: off, mask, row })
@@ -222,7 +259,7 @@ impl Cta<'_> {
         if init && !view.block.is_written(at, bytes) {
             return Err(self.uninitialised(w, i, lane, at, bytes, size));
         }
-        if races && let Some(other) = view.touch(at, bytes, self.id, write) {
+        if races && let Some(other) = view.touch(at, bytes, self.run.first, self.id, write) {
             return Err(self.global_race(w, i, lane, at, bytes, size, write, other));
         }
         if write {
@@ -262,7 +299,8 @@ impl Cta<'_> {
     ) -> Box<crate::error::Report> {
         let view = &self.run.views[w.view];
         // The lane is the first whose own piece clashes; those before it are recorded a second time, which is harmless.
-        let pieces = (0..bytes / size).find_map(|n| Some((n, view.touch(at + n * size, size, self.id, write)?)));
+        let pieces = (0..bytes / size)
+            .find_map(|n| Some((n, view.touch(at + n * size, size, self.run.first, self.id, write)?)));
         let (n, (who, wrote)) = pieces.unwrap_or((0, other));
         let did = if wrote { "wrote" } else { "read" };
         let who = who.map_or("another block".to_owned(), |b| {
@@ -274,6 +312,7 @@ impl Cta<'_> {
         self.fault(w, i, lane + n as usize, Fault::GlobalRace, what, Some(view.block.start + at + n * size))
     }
 
+    #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     fn shared(
         &mut self,
@@ -288,11 +327,13 @@ impl Cta<'_> {
         let bytes = self.shared_bytes as u64;
         let row = m == u32::MAX && contiguous(at, size) && size >= 4;
         if row {
-            if at[31] + size > bytes {
-                let l = lanes(m).find(|&l| at[l] + size > bytes).unwrap_or(0);
+            if at[31].saturating_add(size) > bytes || at[0] > at[31] {
+                let l = lanes(m).find(|&l| at[l].saturating_add(size) > bytes).unwrap_or(0);
                 return Err(self.beyond_shared(w, i, l, at[l], size));
             }
-        } else if let Some(l) = lanes(m).find(|&l| at[l] + size > bytes) {
+        } else if at.iter().fold(false, |any, a| any | (a.saturating_add(size) > bytes))
+            && let Some(l) = lanes(m).find(|&l| at[l].saturating_add(size) > bytes)
+        {
             return Err(self.beyond_shared(w, i, l, at[l], size));
         }
         self.counters.shared += 1;
@@ -306,14 +347,21 @@ impl Cta<'_> {
             }
             return Ok(Target { base, at: *at, mask: m, row });
         }
-        self.counters.bank_conflicts += conflicts(at, m, size);
-        let whole = size >= 4;
+        self.counters.bank_conflicts += self.strides.conflicts(at, m, size);
+        if size >= 4 && !acc.strong {
+            let bad = self.shadow.scattered(at, m, size as usize / 4, w.index, kind);
+            for l in lanes(bad) {
+                if let Some(f) = self.shadow.touch(at[l] as usize, size as usize, w.index, kind) {
+                    return Err(self.shared_fault(w, i, at, 1 << l, size, kind, f));
+                }
+            }
+            return Ok(Target { base, at: *at, mask: m, row });
+        }
         for l in lanes(m) {
-            let a = at[l] as usize;
-            let f = match () {
-                () if acc.strong => self.strong(a, size as usize, w.index, kind),
-                () if whole => self.shadow.cells(a / 4, size as usize / 4, w.index, kind),
-                () => self.shadow.touch(a, size as usize, w.index, kind),
+            let (a, n) = (at[l] as usize, size as usize);
+            let f = match acc.strong {
+                true => self.strong(a, n, w.index, kind),
+                false => self.shadow.touch(a, n, w.index, kind),
             };
             if let Some(f) = f {
                 return Err(self.shared_fault(w, i, at, 1 << l, size, kind, f));
@@ -361,8 +409,12 @@ impl Cta<'_> {
             .unwrap_or(m.trailing_zeros() as usize);
         let how = if kind == Kind::Read { "read" } else { "write" };
         let what = match fault {
-            Fault::AsyncCopy => format!("{how} of shared memory into which a cp.async is still in flight: no wait_group"),
-            Fault::SharedRace => format!("{how} of shared memory that another warp touched with no barrier between"),
+            Fault::AsyncCopy => {
+                format!("{how} of shared memory into which a cp.async is still in flight: no wait_group")
+            }
+            Fault::SharedRace => {
+                format!("{how} of shared memory that another warp touched with no barrier between")
+            }
             _ => format!("read of {size} bytes of shared memory of which some were never written"),
         };
         self.fault(w, i, l, fault, what, Some(SHARED + at[l]))
@@ -431,35 +483,66 @@ pub(crate) fn sectors(off: &Lanes, mask: u32, size: u64, row: bool) -> u64 {
     1.min(n as u64) + list.windows(2).filter(|p| p[0] != p[1]).count() as u64
 }
 
+/// Bank conflicts of full warps whose lanes are a constant distance apart, which depend on that distance and the size
+/// alone: the last few are remembered.
+#[derive(Default)]
+pub(crate) struct Strides([(u64, u64, u64); 16]);
+
+impl Strides {
+    #[inline(always)]
+    pub fn conflicts(&mut self, at: &Lanes, mask: u32, size: u64) -> u64 {
+        let stride = at[1].wrapping_sub(at[0]);
+        if mask != u32::MAX || size < 4 || !contiguous(at, stride) {
+            return conflicts(at, mask, size);
+        }
+        let slot = &mut self.0[((stride / 4 + size / 4 * 5) % 16) as usize];
+        if (slot.0, slot.1) != (stride, size) {
+            *slot = (stride, size, conflicts(at, mask, size));
+        }
+        slot.2
+    }
+}
+
 /// Passes over the 32 banks beyond those the bytes need. Lanes go in as many phases as make 128 bytes each.
 pub(crate) fn conflicts(at: &Lanes, mask: u32, size: u64) -> u64 {
     let per = (128 / size.max(4)) as usize;
     (0..32).step_by(per).map(|p| phase(&at[p..p + per], mask >> p, size)).sum()
 }
 
+#[inline(always)]
 fn phase(at: &[u64], mask: u32, size: u64) -> u64 {
-    let words = size.div_ceil(4);
-    // Most phases touch every bank once, or one word alone.
-    let (mut seen, mut clash, mut same, mut any) = (0u32, false, true, None);
-    for (l, a) in at.iter().enumerate().filter(|(l, _)| mask >> l & 1 == 1) {
-        let _ = l;
-        let bits = (((1u64 << words) - 1) as u32).rotate_left((a / 4 % 32) as u32);
-        clash |= seen & bits != 0;
+    let words = size.div_ceil(4) as u32;
+    let ones = ((1u64 << words) - 1) as u32;
+    // Most phases touch every bank once.
+    let (mut seen, mut clash) = (0u32, 0u32);
+    for (l, a) in at.iter().enumerate() {
+        let active = (mask >> l & 1).wrapping_neg();
+        let bits = ones.rotate_left((a / 4 % 32) as u32) & active;
+        clash |= seen & bits;
         seen |= bits;
-        same &= *any.get_or_insert(a / 4) == a / 4;
     }
-    if !clash || same {
-        return 0;
+    if clash == 0 { 0 } else { crowded(at, mask, words) }
+}
+
+/// The most distinct words that share a bank, less one. Words of a bank are chained; a chain is as long as the answer.
+fn crowded(at: &[u64], mask: u32, words: u32) -> u64 {
+    let (mut head, mut next, mut word, mut count) = ([u8::MAX; 32], [0u8; 32], [0u64; 32], [0u8; 32]);
+    let mut n = 0;
+    for a in at.iter().enumerate().filter(|(l, _)| mask >> l & 1 == 1).map(|(_, a)| *a) {
+        for w in a / 4..a / 4 + u64::from(words) {
+            let bank = (w % 32) as usize;
+            let mut at = head[bank];
+            while at != u8::MAX && word[usize::from(at)] != w {
+                at = next[usize::from(at)];
+            }
+            if at == u8::MAX {
+                (word[n], next[n], head[bank]) = (w, head[bank], n as u8);
+                count[bank] += 1;
+                n += 1;
+            }
+        }
     }
-    let mut list: Vec<u64> = (0..at.len())
-        .filter(|l| mask >> l & 1 == 1)
-        .flat_map(|l| at[l] / 4..at[l] / 4 + words)
-        .collect();
-    list.sort_unstable();
-    list.dedup();
-    let mut banks = [0u64; 32];
-    list.iter().for_each(|w| banks[(w % 32) as usize] += 1);
-    banks.iter().max().map_or(0, |most| most.saturating_sub(1))
+    count.iter().max().map_or(0, |&most| u64::from(most.saturating_sub(1)))
 }
 
 /// Moves the lanes' bytes, which were checked.

@@ -11,15 +11,35 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 /// The new value of a cell that held `old`.
 fn apply(op: Rmw, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
-    let pair = |f: &dyn Fn(u64, u64) -> u64| f(old & 0xffff, b & 0xffff) | f(old >> 16 & 0xffff, b >> 16 & 0xffff) << 16;
+    let pair = |f: &dyn Fn(u64, u64) -> u64| {
+        f(old & 0xffff, b & 0xffff) | f(old >> 16 & 0xffff, b >> 16 & 0xffff) << 16
+    };
     match (op, ty) {
         (Rmw::Exch, _) => b,
-        (Rmw::Cas, _) => if old == b { c } else { old },
+        (Rmw::Cas, _) => {
+            if old == b {
+                c
+            } else {
+                old
+            }
+        }
         (Rmw::And, _) => old & b,
         (Rmw::Or, _) => old | b,
         (Rmw::Xor, _) => old ^ b,
-        (Rmw::Inc, _) => if old >= b { 0 } else { old + 1 },
-        (Rmw::Dec, _) => if old == 0 || old > b { b } else { old - 1 },
+        (Rmw::Inc, _) => {
+            if old >= b {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (Rmw::Dec, _) => {
+            if old == 0 || old > b {
+                b
+            } else {
+                old - 1
+            }
+        }
         (_, Ty::F32) => f32_op(op, old as u32, b as u32).into(),
         (_, Ty::F64) => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
         (_, Ty::F16) => f16_op(op, old, b),
@@ -78,7 +98,9 @@ unsafe fn update(p: *mut u8, bytes: u8, f: impl Fn(u64) -> u64) -> u64 {
             }
             4 => {
                 let cell = AtomicU32::from_ptr(p.cast());
-                cell.fetch_update(SeqCst, SeqCst, |old| Some(f(old.into()) as u32)).unwrap_or_else(|old| old).into()
+                cell.fetch_update(SeqCst, SeqCst, |old| Some(f(old.into()) as u32))
+                    .unwrap_or_else(|old| old)
+                    .into()
             }
             _ => {
                 let shift = (p as usize & 2) * 8;
@@ -127,6 +149,7 @@ impl Cta<'_> {
             let c = if i.c == NONE { 0 } else { w.get(i.c, wide, l) };
             // SAFETY: the two functions above checked the address.
             let old = unsafe { update(p, acc.bytes, |old| apply(op, ty, old, b, c)) };
+            self.moved |= apply(op, ty, old, b, c) != old;
             w.put(i.d, wide, l, old);
         }
         // Having fenced, a block that then took its turn by an atomic reads what the others released.
@@ -134,8 +157,15 @@ impl Cta<'_> {
         Ok(())
     }
 
-    fn atomic_shared(&mut self, w: &Warp, i: &Instr, at: &Lanes, l: usize, size: u64) -> Result<*mut u8, Box<Report>> {
-        if at[l] + size > self.shared_bytes as u64 {
+    fn atomic_shared(
+        &mut self,
+        w: &Warp,
+        i: &Instr,
+        at: &Lanes,
+        l: usize,
+        size: u64,
+    ) -> Result<*mut u8, Box<Report>> {
+        if at[l].saturating_add(size) > self.shared_bytes as u64 {
             return Err(self.beyond_shared(w, i, l, at[l], size));
         }
         if let Some(f) = self.shadow.touch(at[l] as usize, size as usize, w.index, Kind::Atomic) {
@@ -145,7 +175,14 @@ impl Cta<'_> {
         Ok(unsafe { self.shared.as_mut_ptr().cast::<u8>().add(at[l] as usize) })
     }
 
-    fn atomic_global(&mut self, w: &mut Warp, i: &Instr, addr: u64, l: usize, size: u64) -> Result<*mut u8, Box<Report>> {
+    fn atomic_global(
+        &mut self,
+        w: &mut Warp,
+        i: &Instr,
+        addr: u64,
+        l: usize,
+        size: u64,
+    ) -> Result<*mut u8, Box<Report>> {
         if !self.find(w, addr, size) {
             return Err(self.outside(w, i, l, addr, size, true));
         }
@@ -169,7 +206,7 @@ impl Cta<'_> {
         let checks = self.run.launch.checks;
         let (mut off, mut reading) = ([0; 32], 0u32);
         for l in lanes(m) {
-            if to[l] + size > self.shared_bytes as u64 {
+            if to[l].saturating_add(size) > self.shared_bytes as u64 {
                 return Err(self.beyond_shared(w, i, l, to[l], size));
             }
             let n = u64::from(w.row32(i.b)[l]).min(size);
@@ -179,8 +216,6 @@ impl Cta<'_> {
                 }
                 let block = &self.run.views[w.view].block;
                 let at = from[l] - block.start;
-                let races = checks.global_races && !self.synced;
-                self.check_global(w, i, l, at, n, n, false, races, checks.initialised)?;
                 // SAFETY: the range lies within the allocation.
                 unsafe { block.ptr().add(at as usize).copy_to(p.data[l].as_mut_ptr(), n as usize) };
                 off[l] = from[l];
@@ -192,6 +227,37 @@ impl Cta<'_> {
             }
             self.shadow.issue(to[l] as usize / 4, size as usize / 4);
             p.to[l] = to[l] as u32;
+        }
+        let races = checks.global_races && !self.synced;
+        for (l, n) in crate::access::runs(&off, reading, size) {
+            // A run lies within one allocation: its neighbours are far away. A piece cut short ends its run.
+            let last = u64::from(w.row32(i.b)[l + n as usize - 1]).min(size);
+            let whole = lanes(reading)
+                .skip_while(|k| *k < l)
+                .take(n as usize - 1)
+                .all(|k| u64::from(w.row32(i.b)[k]) >= size);
+            if whole && self.find(w, off[l], 1) {
+                let at = off[l] - self.run.views[w.view].block.start;
+                self.check_global(
+                    w,
+                    i,
+                    l,
+                    at,
+                    (n - 1) * size + last,
+                    size,
+                    false,
+                    races,
+                    checks.initialised,
+                )?;
+                continue;
+            }
+            for (k, &from) in off.iter().enumerate().skip(l).take(n as usize) {
+                let part = u64::from(w.row32(i.b)[k]).min(size);
+                if self.find(w, from, part) {
+                    let at = from - self.run.views[w.view].block.start;
+                    self.check_global(w, i, k, at, part, part, false, races, checks.initialised)?;
+                }
+            }
         }
         if reading != 0 {
             self.counters.requests += 1;
@@ -208,8 +274,9 @@ impl Cta<'_> {
         let mut pending = std::mem::take(&mut w.pending);
         let mut result = Ok(());
         pending.retain_mut(|p| {
-            let due = |l: usize| keep.is_none_or(|n| p.group[l] + n < w.groups[l]);
+            let due = |l: usize| keep.is_none_or(|n| p.group[l].saturating_add(n) < w.groups[l]);
             let landing: u32 = lanes(p.mask & m).filter(|&l| due(l)).map(|l| 1 << l).sum();
+            self.moved |= landing != 0;
             for l in lanes(landing) {
                 let (to, n) = (p.to[l] as usize, usize::from(p.bytes));
                 self.shadow.land(to / 4, n / 4);

@@ -54,7 +54,8 @@ impl Counters {
 
     /// The counts as a JSON object.
     pub fn to_json(&self) -> String {
-        let items: Vec<_> = self.items().iter().map(|(k, v)| format!("\"{}\":{v}", k.replace(' ', "_"))).collect();
+        let items: Vec<_> =
+            self.items().iter().map(|(k, v)| format!("\"{}\":{v}", k.replace(' ', "_"))).collect();
         format!("{{{}}}", items.join(","))
     }
 

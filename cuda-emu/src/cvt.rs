@@ -35,14 +35,38 @@ int!(u8, false; i8, true; u16, false; i16, true; u32, false; i32, true; u64, fal
 macro_rules! with_int {
     ($t:expr, $T:ident => $e:expr) => {
         match $t {
-            "u8" | "b8" => { type $T = u8; $e }
-            "s8" => { type $T = i8; $e }
-            "u16" | "b16" => { type $T = u16; $e }
-            "s16" => { type $T = i16; $e }
-            "u32" | "b32" => { type $T = u32; $e }
-            "s32" => { type $T = i32; $e }
-            "u64" | "b64" => { type $T = u64; $e }
-            "s64" => { type $T = i64; $e }
+            "u8" | "b8" => {
+                type $T = u8;
+                $e
+            }
+            "s8" => {
+                type $T = i8;
+                $e
+            }
+            "u16" | "b16" => {
+                type $T = u16;
+                $e
+            }
+            "s16" => {
+                type $T = i16;
+                $e
+            }
+            "u32" | "b32" => {
+                type $T = u32;
+                $e
+            }
+            "s32" => {
+                type $T = i32;
+                $e
+            }
+            "u64" | "b64" => {
+                type $T = u64;
+                $e
+            }
+            "s64" => {
+                type $T = i64;
+                $e
+            }
             _ => return None,
         }
     };
@@ -51,10 +75,22 @@ macro_rules! with_int {
 macro_rules! with_round {
     ($m:expr, $R:ident => $e:expr) => {
         match $m.round() {
-            Round::Nearest => { const $R: Round = Round::Nearest; $e }
-            Round::Zero => { const $R: Round = Round::Zero; $e }
-            Round::Down => { const $R: Round = Round::Down; $e }
-            Round::Up => { const $R: Round = Round::Up; $e }
+            Round::Nearest => {
+                const $R: Round = Round::Nearest;
+                $e
+            }
+            Round::Zero => {
+                const $R: Round = Round::Zero;
+                $e
+            }
+            Round::Down => {
+                const $R: Round = Round::Down;
+                $e
+            }
+            Round::Up => {
+                const $R: Round = Round::Up;
+                $e
+            }
         }
     };
 }
@@ -157,7 +193,13 @@ fn float_float(m: &Mods, to: &str, from: &str) -> Option<Alu> {
         },
         ("f64", "f64") if to_integral => with_round!(m, R => a1(|a: f64| num::integral(a, R))),
         ("f64", "f64") => a1(|a: f64| a),
-        ("f64", "f32") => if flush { a1(|a: f32| f64::from(ftz(a))) } else { a1(|a: f32| f64::from(a)) },
+        ("f64", "f32") => {
+            if flush {
+                a1(|a: f32| f64::from(ftz(a)))
+            } else {
+                a1(|a: f32| f64::from(a))
+            }
+        }
         ("f32", "f64") => with_round!(m, R => match (flush, is_sat) {
             (false, false) => a1(|a: f64| num::narrow(a, R)),
             (true, _) => a1(|a: f64| ftz(num::narrow(a, R))),
@@ -167,14 +209,20 @@ fn float_float(m: &Mods, to: &str, from: &str) -> Option<Alu> {
         ("f32", "bf16") => a1(|a: bf16| a.to_f32()),
         ("f64", "f16") => a1(|a: f16| a.to_f64()),
         ("f64", "bf16") => a1(|a: bf16| a.to_f64()),
-        ("f16", "f16") if to_integral => with_round!(m, R => a1(|a: f16| f16::from_f64(num::integral(a.to_f64(), R)))),
+        ("f16", "f16") if to_integral => {
+            with_round!(m, R => a1(|a: f16| f16::from_f64(num::integral(a.to_f64(), R))))
+        }
         ("f16", "f16") => a1(|a: f16| a),
-        ("f16", "f32") if relu => with_round!(m, R => a1(|a: f32| num::to_f16(if a < 0.0 { 0.0 } else { a.into() }, R))),
+        ("f16", "f32") if relu => {
+            with_round!(m, R => a1(|a: f32| num::to_f16(if a < 0.0 { 0.0 } else { a.into() }, R)))
+        }
         ("f16", "f32") => with_round!(m, R => a1(|a: f32| num::to_f16(a.into(), R))),
         ("f16", "f64") => with_round!(m, R => a1(|a: f64| num::to_f16(a, R))),
         ("f16", "bf16") => with_round!(m, R => a1(|a: bf16| num::to_f16(a.to_f64(), R))),
         ("bf16", "f32") if !relu && m.round() == Round::Nearest => a1(num::bf16_bits),
-        ("bf16", "f32") if relu => with_round!(m, R => a1(|a: f32| num::to_bf16(if a < 0.0 { 0.0 } else { a.into() }, R))),
+        ("bf16", "f32") if relu => {
+            with_round!(m, R => a1(|a: f32| num::to_bf16(if a < 0.0 { 0.0 } else { a.into() }, R)))
+        }
         ("bf16", "f32") => with_round!(m, R => a1(|a: f32| num::to_bf16(a.into(), R))),
         ("bf16", "f64") => with_round!(m, R => a1(|a: f64| num::to_bf16(a, R))),
         ("bf16", "f16") => with_round!(m, R => a1(|a: f16| num::to_bf16(a.to_f64(), R))),

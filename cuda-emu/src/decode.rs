@@ -31,6 +31,7 @@ pub(crate) struct Decoder<'a> {
     function: String,
     code: Vec<Instr>,
     labels: Vec<Option<u32>>,
+    targets: HashMap<String, &'a [Arg]>,
     words: u32,
     spare: (u32, u32),
     presets: HashMap<Preset, u32>,
@@ -42,13 +43,18 @@ pub(crate) struct Decoder<'a> {
     loc: (u32, u32),
 }
 
+/// More bytes of shared, local or parameter memory than any device has; whoever declares more is refused.
+const MOST_BYTES: u32 = 1 << 20;
+/// The most words a warp's registers may take: a hundred times what a compiler declares.
+const MOST_WORDS: u32 = 1 << 24;
+
 /// Where every shared variable lies, where they end, and where the memory given at launch begins.
 fn shared_offsets(unit: &Unit, entry: &str) -> (HashMap<(String, String), u32>, u32, u32) {
     let (mut map, mut at) = (HashMap::new(), 0u32);
     let mut place = |f: &str, v: &Var| {
-        at = at.next_multiple_of(v.align);
+        at = at.checked_next_multiple_of(v.align).unwrap_or(MOST_BYTES).min(MOST_BYTES);
         map.insert((f.to_owned(), v.name.clone()), at);
-        at = at.saturating_add(v.bytes as u32);
+        at += v.bytes.min(MOST_BYTES.into()) as u32;
     };
     for v in unit.vars.iter().filter(|v| v.space == ".shared" && v.bytes > 0) {
         place("", v);
@@ -63,7 +69,8 @@ fn shared_offsets(unit: &Unit, entry: &str) -> (HashMap<(String, String), u32>, 
         }
     }
     let open = || unit.vars.iter().filter(|v| v.space == ".shared" && v.bytes == 0);
-    let dynamic = at.next_multiple_of(open().map(|v| v.align).max().unwrap_or(1).max(16));
+    let align = open().map(|v| v.align).max().unwrap_or(1).max(16);
+    let dynamic = at.checked_next_multiple_of(align).unwrap_or(u32::MAX);
     for v in open() {
         map.insert((String::new(), v.name.clone()), dynamic);
     }
@@ -83,6 +90,7 @@ pub(crate) fn kernel(unit: &Unit, f: &Function) -> Result<Kernel, Error> {
         function: f.name.clone(),
         code: Vec::new(),
         labels: Vec::new(),
+        targets: HashMap::new(),
         words: 0,
         spare: (0, 0),
         presets: HashMap::new(),
@@ -94,7 +102,10 @@ pub(crate) fn kernel(unit: &Unit, f: &Function) -> Result<Kernel, Error> {
     };
     let (mut params, mut at) = (Vec::new(), 0u32);
     for p in &f.params {
-        at = at.next_multiple_of(p.align);
+        at = at.checked_next_multiple_of(p.align).unwrap_or(MOST_BYTES);
+        if u64::from(at) + p.bytes > 32764 {
+            return d.fail("more than 32764 bytes of parameters", &p.name);
+        }
         d.scopes[0].insert(p.name.clone(), Sym::Param(at));
         params.push(Param { offset: at as usize, size: p.bytes as usize, align: p.align as usize });
         at += p.bytes as u32;
@@ -105,6 +116,9 @@ pub(crate) fn kernel(unit: &Unit, f: &Function) -> Result<Kernel, Error> {
         if matches!(i.op, Op::Bra) {
             i.d = d.labels[i.d as usize].expect("every label seen in a scope is placed by that scope");
         }
+    }
+    if d.words > MOST_WORDS {
+        return d.fail("too many registers", &f.name);
     }
     let registers = d.pressure();
     Ok(Kernel {
@@ -134,13 +148,20 @@ impl<'a> Decoder<'a> {
             change[last + 1] -= i64::from(words);
         }
         let mut now = 0;
-        let most = change.iter().map(|c| { now += c; now }).max().unwrap_or(0);
+        let most = change
+            .iter()
+            .map(|c| {
+                now += c;
+                now
+            })
+            .max()
+            .unwrap_or(0);
         (most as u32 + 8).min(255)
     }
 
     pub fn row(&mut self, wide: bool) -> u32 {
         let at = self.words;
-        self.words += if wide { 64 } else { 32 };
+        self.words = self.words.saturating_add(if wide { 64 } else { 32 });
         at
     }
 
@@ -180,6 +201,9 @@ impl<'a> Decoder<'a> {
                     if let Some(Sym::Label(n)) = self.find(l) {
                         self.labels[n] = Some(self.code.len() as u32);
                     }
+                }
+                Stmt::Targets(name, list) => {
+                    self.targets.insert(name.clone(), list);
                 }
                 Stmt::Inst(i) => {
                     (self.line, self.loc) = (i.line, i.loc);
@@ -231,20 +255,26 @@ impl<'a> Decoder<'a> {
                 _ => Sym::Reg(self.row(bytes == 8), bytes == 8),
             };
             self.define(n, s);
+            if self.words > MOST_WORDS {
+                return self.fail("too many registers", name);
+            }
         }
         Ok(())
     }
 
-    pub fn local_bytes(&mut self, bytes: u64, align: u32) -> u32 {
-        let at = self.local.next_multiple_of(align);
-        self.local = at.saturating_add(bytes.min(u32::MAX.into()) as u32);
-        at
+    pub fn local_bytes(&mut self, bytes: u64, align: u32) -> Result<u32, Error> {
+        let at = self.local.checked_next_multiple_of(align).unwrap_or(MOST_BYTES);
+        if u64::from(at) + bytes > (MOST_BYTES / 2).into() {
+            return self.fail("more than 512 KB of local memory a thread", bytes.to_string());
+        }
+        self.local = at + bytes as u32;
+        Ok(at)
     }
 
     fn variable(&mut self, v: &Var) -> Result<(), Error> {
         let s = match v.space.as_str() {
             ".shared" => Sym::Shared(self.shared[&(self.function.clone(), v.name.clone())]),
-            ".local" | ".param" => Sym::Local(self.local_bytes(v.bytes, v.align)),
+            ".local" | ".param" => Sym::Local(self.local_bytes(v.bytes, v.align)?),
             _ => return self.fail("a variable of this space inside a function", v.space.as_str()),
         };
         self.define(v.name.clone(), s);
@@ -375,7 +405,21 @@ impl<'a> Decoder<'a> {
         let (guard, not) = self.guard;
         let (line, loc) = (self.line, self.loc);
         let (d, v) = (NONE, Box::default());
-        self.code.push(Instr { op, class, guard, not, d, a: NONE, b: NONE, c: NONE, e: -1, v, wides: 0, line, loc });
+        self.code.push(Instr {
+            op,
+            class,
+            guard,
+            not,
+            d,
+            a: NONE,
+            b: NONE,
+            c: NONE,
+            e: -1,
+            v,
+            wides: 0,
+            line,
+            loc,
+        });
         self.code.last_mut().expect("just pushed")
     }
 
@@ -405,9 +449,10 @@ impl<'a> Decoder<'a> {
             "ret" | "exit" => {
                 self.emit(Op::Exit, Class::Control);
             }
+            "brx" => self.branch_by_index(i)?,
             "call" => self.call(i)?,
             "mov" if a.iter().any(|a| matches!(a, Arg::Vector(_))) => self.pack(i)?,
-            "mov" if matches!(&a[..], [_, Arg::Name(n, _)] if clock(n).is_some()) => {
+            "mov" if matches!(a, [_, Arg::Name(n, _)] if clock(n).is_some()) => {
                 let (d, wide) = self.any(&a[0])?;
                 self.emit(Op::Clock { wide }, Class::Move).d = d;
             }
@@ -495,10 +540,12 @@ impl<'a> Decoder<'a> {
                 let s = parts.iter().map(|p| self.src(p, false)).collect::<Result<Vec<_>, _>>()?;
                 match (wide, &s[..]) {
                     (true, [lo, hi]) => {
-                        self.alu(a2(|a: u32, b: u32| u64::from(b) << 32 | u64::from(a)), d, &[*lo, *hi]).class = Class::Move;
+                        self.alu(a2(|a: u32, b: u32| u64::from(b) << 32 | u64::from(a)), d, &[*lo, *hi])
+                            .class = Class::Move;
                     }
                     (false, [lo, hi]) => {
-                        self.alu(a2(|a: u16, b: u16| u32::from(b) << 16 | u32::from(a)), d, &[*lo, *hi]).class = Class::Move;
+                        self.alu(a2(|a: u16, b: u16| u32::from(b) << 16 | u32::from(a)), d, &[*lo, *hi])
+                            .class = Class::Move;
                     }
                     (true, [x, y, z, w]) => {
                         let (lo, hi) = (self.row(false), self.row(false));
@@ -511,6 +558,26 @@ impl<'a> Decoder<'a> {
                 }
             }
             _ => return self.fail("unknown move", &i.op),
+        }
+        Ok(())
+    }
+
+    /// `brx.idx`, as a comparison and a branch for each target.
+    fn branch_by_index(&mut self, i: &'a Inst) -> Result<(), Error> {
+        let [index, Arg::Name(list, _)] = &i.args[..] else {
+            return self.fail("expected an index and a list", &i.op);
+        };
+        let Some(targets) = self.targets.get(list).copied() else { return self.fail("unknown name", list) };
+        if self.guard.0 != NONE {
+            return self.fail("an indexed branch under a predicate", &i.op);
+        }
+        let (index, p) = (self.src(index, false)?, self.pred_word());
+        for (n, target) in targets.iter().enumerate() {
+            let (to, n) = (self.label(target)?, self.preset(Preset::Row32(n as u32)));
+            self.alu(crate::alu::cmp(|a: u32, b| a == b), p, &[index, n]).v = Box::new([0]);
+            self.guard = (p, false);
+            self.emit(Op::Bra, Class::Control).d = to;
+            self.guard = (NONE, false);
         }
         Ok(())
     }

@@ -105,6 +105,9 @@ fn many(a: &Arg) -> &[Arg] {
 
 fn rows(d: &mut Decoder, list: &[Arg], wide_type: bool, store: bool) -> Result<(Box<[u32]>, u32), Error> {
     let (mut v, mut wides) = (Vec::new(), 0);
+    if !matches!(list.len(), 1..=8) {
+        return d.fail("a list of 1 to 8 registers", format!("{} given", list.len()));
+    }
     for (n, a) in list.iter().enumerate() {
         let (w, wide) = match a {
             Arg::Name(x, _) if x == "_" => (d.row(true), wide_type),
@@ -131,6 +134,9 @@ pub(crate) fn special(d: &mut Decoder, i: &Inst, op: &[&str]) -> Result<bool, Er
             let load = op[0] != "st";
             let (acc, row, off) = access(d, i, op, &a[usize::from(load)])?;
             let (v, wides) = rows(d, many(&a[usize::from(!load)]), acc.bytes == 8, !load)?;
+            if !v.len().is_power_of_two() {
+                return d.fail("a vector of 1, 2, 4 or 8", &i.op);
+            }
             let (kind, class) = if load { (Op::Ld(acc), Class::Load) } else { (Op::St(acc), Class::Store) };
             let at = d.emit(kind, class);
             (at.a, at.e, at.v, at.wides) = (row, off, v, wides);
@@ -261,10 +267,11 @@ pub(crate) fn special(d: &mut Decoder, i: &Inst, op: &[&str]) -> Result<bool, Er
             let (row, off, wide, _) = address(d, at, Space::Shared)?;
             let (v, _) = rows(d, many(v), false, !load)?;
             let (count, trans) = (v.len() as u8, has("trans"));
-            if !has("b16") || !has("m8n8") {
+            if !has("b16") || !has("m8n8") || !matches!(count, 1 | 2 | 4) {
                 return d.fail("unknown matrix shape", &i.op);
             }
-            let kind = if load { Op::LdMatrix { count, trans, wide } } else { Op::StMatrix { count, trans, wide } };
+            let kind =
+                if load { Op::LdMatrix { count, trans, wide } } else { Op::StMatrix { count, trans, wide } };
             let at = d.emit(kind, if load { Class::Load } else { Class::Store });
             (at.a, at.e, at.v) = (row, off, v);
         }
@@ -281,7 +288,10 @@ pub(crate) fn special(d: &mut Decoder, i: &Inst, op: &[&str]) -> Result<bool, Er
                 let to = d.dest(&a[0], false)?;
                 d.alu(crate::alu::a0(|| 0u32), to, &[]);
             }
-            [x, Arg::Name(n, _)] if op[1].ends_with("64") && matches!(d.lookup(n), Ok(Sym::Reg(_, false))) => {
+            [x, Arg::Name(n, _)]
+                if op.get(1).is_some_and(|t| t.ends_with("64"))
+                    && matches!(d.lookup(n), Ok(Sym::Reg(_, false))) =>
+            {
                 let (s, to) = (d.src(&a[1], false)?, d.dest(x, true)?);
                 d.alu(a1(|x: u32| u64::from(x)), to, &[s]);
             }
@@ -296,7 +306,8 @@ fn barrier(d: &mut Decoder, i: &Inst, op: &[&str]) -> Result<(), Error> {
     let a = &i.args[..];
     if op.contains(&"red") {
         let [to, rest @ .., p] = a else { return d.fail("expected operands", &i.op) };
-        let (kind, pred) = (["popc", "and", "or"].iter().position(|k| op.contains(k)), op.last() == Some(&"pred"));
+        let (kind, pred) =
+            (["popc", "and", "or"].iter().position(|k| op.contains(k)), op.last() == Some(&"pred"));
         let Some(kind) = kind else { return d.fail("unknown instruction", &i.op) };
         let to = if pred { d.pred(to)? } else { d.dest(to, false)? };
         let id = d.src(rest.first().unwrap_or(&Arg::Int(0)), false)?;
@@ -318,7 +329,7 @@ fn copy(d: &mut Decoder, i: &Inst, op: &[&str]) -> Result<(), Error> {
     if op.get(1) != Some(&"async") || op.contains(&"bulk") || op.contains(&"mbarrier") {
         return d.fail("unknown instruction", &i.op);
     }
-    match op[2] {
+    match op.get(2).copied().unwrap_or_default() {
         "commit_group" => d.emit(Op::CpCommit, Class::AsyncCopy),
         "wait_all" => d.emit(Op::CpWait { all: true }, Class::AsyncCopy),
         "wait_group" => {
@@ -327,7 +338,7 @@ fn copy(d: &mut Decoder, i: &Inst, op: &[&str]) -> Result<(), Error> {
             at.e = *n;
             at
         }
-        _ => {
+        "ca" | "cg" => {
             let [to, from, Arg::Int(size @ (4 | 8 | 16)), rest @ ..] = a else {
                 return d.fail("expected [to], [from], 4, 8 or 16", &i.op);
             };
@@ -342,6 +353,7 @@ fn copy(d: &mut Decoder, i: &Inst, op: &[&str]) -> Result<(), Error> {
             (at.d, at.e, at.a, at.b, at.v) = (dst, off, src, n, Box::new([from_off as u32]));
             at
         }
+        _ => return d.fail("unknown instruction", &i.op),
     };
     Ok(())
 }
@@ -359,6 +371,9 @@ fn mma(d: &mut Decoder, i: &Inst, op: &[&str]) -> Result<(), Error> {
         })
     };
     let n = op.len();
+    if n < 5 {
+        return d.fail("unknown matrix product", &i.op);
+    }
     let shape = op.iter().find_map(|m| m.strip_prefix("m16n8k")).and_then(|k| k.parse::<u8>().ok());
     let (Some(k), Some((fa, bits)), Some((fb, _))) = (shape, factor(op[n - 3]), factor(op[n - 2])) else {
         return d.fail("unknown matrix product", &i.op);

@@ -97,8 +97,8 @@ impl fmt::Display for Report {
             write!(f, " ({a})")?;
         }
         let ([tx, ty, tz], [bx, by, bz]) = (self.thread, self.block);
-        write!(f, "; thread ({tx},{ty},{tz}) of block ({bx},{by},{bz})")?;
         if self.ptx_line != 0 {
+            write!(f, "; thread ({tx},{ty},{tz}) of block ({bx},{by},{bz})")?;
             write!(f, "; PTX line {}: {}", self.ptx_line, self.ptx)?;
         }
         if let Some((file, line)) = &self.source {

@@ -1,10 +1,14 @@
 //! Running one block: warps in turn, each at the lowest of its lanes' instructions, until all have left.
 
+use crate::access::Strides;
 use crate::counters::Counters;
 use crate::error::{Fault, Report};
 use crate::ir::{Instr, NONE, Op, Preset, Special};
 use crate::launch::Run;
 use crate::shadow::Shadow;
+use std::cell::RefCell;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Instructions a warp runs before the next has its turn.
 const TURN: u32 = 4096;
@@ -38,6 +42,7 @@ pub(crate) struct Warp {
     pub state: State,
     pub local: Vec<u8>,
     pub view: usize,
+    #[allow(clippy::vec_box, reason = "a copy of a warp is large, and the list is thinned at every wait")]
     pub pending: Vec<Box<Pending>>,
     pub groups: [u32; 32],
 }
@@ -66,8 +71,62 @@ pub(crate) struct Cta<'a> {
     pub fenced: bool,
     pub synced: bool,
     steps: u64,
+    /// Whether anything changed but registers since the last round of turns: memory, barriers, who has left.
+    pub moved: bool,
+    repeats: Repeats,
+    pub strides: Strides,
     /// Whether this machine has AVX2 and FMA.
     pub fast: bool,
+}
+
+/// Warp-instructions of a block before it is watched for repeating itself.
+const QUIET: u64 = 64 * TURN as u64;
+
+/// Brent's search for a cycle: the state is compared with one that is remembered for twice as long each time.
+#[derive(Default)]
+struct Repeats {
+    seen: Option<u64>,
+    rounds: u32,
+    power: u32,
+    alone: u32,
+    spinning: bool,
+}
+
+impl Repeats {
+    fn again(&mut self, state: u64) -> bool {
+        if self.seen == Some(state) {
+            self.rounds = 0;
+            return true;
+        }
+        self.rounds += 1;
+        if self.seen.is_none() || self.rounds >= self.power {
+            (self.seen, self.rounds, self.power) = (Some(state), 0, (self.power * 2).max(1));
+        }
+        false
+    }
+}
+
+thread_local! {
+    /// Register files of launches that are over, for this thread's next: they are large, and mapping memory is slow.
+    static SPARE: RefCell<Vec<Vec<u64>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn registers(n: usize) -> Vec<u64> {
+    let mut regs = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+    regs.resize(n, 0);
+    regs
+}
+
+impl Drop for Cta<'_> {
+    fn drop(&mut self) {
+        // A thread that ends has no use for them.
+        let _ = SPARE.try_with(|s| {
+            if let Ok(mut s) = s.try_borrow_mut() {
+                let room = 32usize.saturating_sub(s.len());
+                s.extend(self.warps.drain(..).map(|w| w.regs).filter(|r| !r.is_empty()).take(room));
+            }
+        });
+    }
 }
 
 pub(crate) type Done = Result<(), Box<Report>>;
@@ -182,7 +241,7 @@ impl<'a> Cta<'a> {
             let n = (threads - index as u32 * 32).min(32);
             Warp {
                 index,
-                regs: vec![0; k.words / 2 + 32],
+                regs: registers(k.words / 2 + 32),
                 pc: 0,
                 mask: 0,
                 others: Vec::new(),
@@ -209,6 +268,9 @@ impl<'a> Cta<'a> {
             fenced: false,
             synced: false,
             steps: 0,
+            moved: false,
+            repeats: Repeats::default(),
+            strides: Strides::default(),
             fast: crate::alu::fast(),
         };
         for w in 0..cta.warps.len() {
@@ -264,21 +326,25 @@ impl<'a> Cta<'a> {
         self.shadow.reset();
         self.barriers = [Barrier::default(); 16];
         (self.fenced, self.synced, self.steps) = (false, false, 0);
+        self.repeats = Repeats::default();
         let run = self.run;
         for w in 0..self.warps.len() {
-            for (p, at) in run.kernel.presets.iter().filter(|(p, _)| matches!(p, Preset::Special(Special::Ctaid, _))) {
+            for (p, at) in
+                run.kernel.presets.iter().filter(|(p, _)| matches!(p, Preset::Special(Special::Ctaid, _)))
+            {
                 self.preset(w, *p, *at);
             }
             let warp = &mut self.warps[w];
-            (warp.pc, warp.mask, warp.exited, warp.state, warp.groups) = (0, warp.lanes, 0, State::Ready, [0; 32]);
+            (warp.pc, warp.mask, warp.exited, warp.state, warp.groups) =
+                (0, warp.lanes, 0, State::Ready, [0; 32]);
             warp.others.clear();
             warp.pending.clear();
         }
         loop {
-            let mut moved = false;
+            let mut ran = false;
             for w in 0..self.warps.len() {
                 if self.warps[w].state == State::Ready {
-                    moved = true;
+                    ran = true;
                     // The warp is taken out so that it and the block can be borrowed apart.
                     let mut warp = std::mem::replace(&mut self.warps[w], Warp::hollow());
                     let result = self.turn(&mut warp);
@@ -287,10 +353,74 @@ impl<'a> Cta<'a> {
                     self.release(w);
                 }
             }
-            if !moved {
+            if !ran {
                 return if self.warps.iter().all(|w| w.state == State::Done) { Ok(()) } else { self.stuck() };
             }
+            if self.steps > QUIET {
+                self.watch()?;
+            }
+            self.moved = false;
         }
+    }
+
+    /// Looks for a block that goes round in circles: its registers are as they were, and nothing else changed in between.
+    /// Where all blocks at work do so, nobody is left to end it.
+    fn watch(&mut self) -> Done {
+        if self.steps > self.run.launch.checks.limit {
+            let n = self.warps.iter().position(|w| w.state != State::Done).unwrap_or(0);
+            return Err(self.hang(
+                n,
+                format!("still running after some {} warp-instructions of this block", self.steps),
+            ));
+        }
+        let was = self.repeats.spinning;
+        let circles = !self.moved && {
+            let mut h = DefaultHasher::new();
+            for w in self.warps.iter().filter(|w| w.state == State::Ready) {
+                (w.index, w.pc, w.mask, &w.others, &w.regs).hash(&mut h);
+            }
+            self.repeats.again(h.finish())
+        };
+        if self.moved {
+            self.repeats = Repeats::default();
+        }
+        self.repeats.spinning = circles || was && !self.moved;
+        let all = match (was, self.repeats.spinning) {
+            (false, true) => self.run.spinning.fetch_add(1, Relaxed) + 1,
+            (true, false) => self.run.spinning.fetch_sub(1, Relaxed) - 1,
+            _ => self.run.spinning.load(Relaxed),
+        };
+        if !circles {
+            return Ok(());
+        }
+        if all < self.run.working.load(Relaxed) {
+            self.repeats.alone = 0;
+            std::thread::yield_now();
+            return Ok(());
+        }
+        // Another block may have ended the wait just before it left: a few more rounds would show it.
+        self.repeats.alone += 1;
+        if self.repeats.alone < 3 {
+            return Ok(());
+        }
+        let n = self.warps.iter().position(|w| w.state == State::Ready).unwrap_or(0);
+        let what =
+            "a loop that never ends: its registers repeat, and nothing that runs writes what it waits for";
+        Err(self.hang(n, what.into()))
+    }
+
+    fn hang(&mut self, n: usize, what: String) -> Box<Report> {
+        let warp = std::mem::replace(&mut self.warps[n], Warp::hollow());
+        let i = &self.run.kernel.code[warp.pc as usize];
+        self.fault(&warp, i, warp.mask.trailing_zeros() as usize, Fault::Hang, what, None)
+    }
+
+    /// Takes leave of the launch: no block waits for this one any more.
+    pub fn leave(&mut self) {
+        if std::mem::take(&mut self.repeats.spinning) {
+            self.run.spinning.fetch_sub(1, Relaxed);
+        }
+        self.run.working.fetch_sub(1, Relaxed);
     }
 
     /// Nobody can run: some wait at a barrier that the others passed, left, or wait for elsewhere.
@@ -303,7 +433,13 @@ impl<'a> Cta<'a> {
         let left = at(&|s| s == State::Done);
         let places: Vec<_> = (0..16)
             .filter(|n| self.barriers[*n].who != 0)
-            .map(|n| format!("barrier {n}: {} of {} threads", self.barriers[n].who.count_ones() * 32, self.barriers[n].need))
+            .map(|n| {
+                format!(
+                    "barrier {n}: {} of {} threads",
+                    self.barriers[n].who.count_ones() * 32,
+                    self.barriers[n].need
+                )
+            })
             .collect();
         let what = format!("deadlock: warps {waiting} wait; {}; exited: {left}", places.join("; "));
         let w = self.warps.iter().position(|w| w.state != State::Done).unwrap_or(0);
@@ -312,7 +448,15 @@ impl<'a> Cta<'a> {
         Err(self.fault(&warp, i, warp.mask.trailing_zeros() as usize, Fault::Barrier, what, None))
     }
 
-    pub fn fault(&self, w: &Warp, i: &Instr, lane: usize, fault: Fault, what: impl Into<String>, addr: Option<u64>) -> Box<Report> {
+    pub fn fault(
+        &self,
+        w: &Warp,
+        i: &Instr,
+        lane: usize,
+        fault: Fault,
+        what: impl Into<String>,
+        addr: Option<u64>,
+    ) -> Box<Report> {
         let thread = self.run.thread((w.index * 32 + lane.min(31)) as u32);
         self.run.report(i, thread, self.block, fault, what.into(), addr)
     }
@@ -351,7 +495,24 @@ impl<'a> Cta<'a> {
         w.pick()
     }
 
+    /// A warp's turn: so many instructions, or up to a barrier or its end.
     fn turn(&mut self, w: &mut Warp) -> Done {
+        #[cfg(target_arch = "x86_64")]
+        if self.fast {
+            // SAFETY: `fast` says that this machine has these instructions.
+            return unsafe { self.turn_fast(w) };
+        }
+        self.turn_plain(w)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,f16c")]
+    fn turn_fast(&mut self, w: &mut Warp) -> Done {
+        self.turn_plain(w)
+    }
+
+    #[inline(always)]
+    fn turn_plain(&mut self, w: &mut Warp) -> Done {
         let code = &self.run.kernel.code[..];
         for _ in 0..TURN {
             let i = &code[w.pc as usize];
@@ -383,14 +544,25 @@ impl<'a> Cta<'a> {
                     }
                 }
                 Op::Exit => {
+                    self.moved |= m != 0;
                     w.exited |= m;
                     w.mask &= !m;
                     if w.mask == 0 {
                         if !w.pick() {
                             if let Some(&(pc, mask, _)) = w.others.first() {
                                 let i = &code[pc as usize];
-                                let what = format!("lanes {:#010x} left without reaching this instruction", w.exited);
-                                return Err(self.fault(w, i, mask.trailing_zeros() as usize, Fault::Barrier, what, None));
+                                let what = format!(
+                                    "lanes {:#010x} left without reaching this instruction",
+                                    w.exited
+                                );
+                                return Err(self.fault(
+                                    w,
+                                    i,
+                                    mask.trailing_zeros() as usize,
+                                    Fault::Barrier,
+                                    what,
+                                    None,
+                                ));
                             }
                             w.state = State::Done;
                             return Ok(());
@@ -425,7 +597,14 @@ impl<'a> Cta<'a> {
                         }
                         if m != w.mask {
                             let what = "a barrier under a predicate on which the warp's lanes differ";
-                            return Err(self.fault(w, i, m.trailing_zeros() as usize, Fault::Barrier, what, None));
+                            return Err(self.fault(
+                                w,
+                                i,
+                                m.trailing_zeros() as usize,
+                                Fault::Barrier,
+                                what,
+                                None,
+                            ));
                         }
                         self.arrive(w, i)?;
                         w.pc += 1;
@@ -450,11 +629,6 @@ impl<'a> Cta<'a> {
             }
         }
         self.steps += u64::from(TURN);
-        if self.steps > self.run.launch.checks.limit {
-            let i = &code[w.pc as usize];
-            let what = format!("still running after {} warp-instructions of this block", self.steps);
-            return Err(self.fault(w, i, w.mask.trailing_zeros() as usize, Fault::Hang, what, None));
-        }
         Ok(())
     }
 
@@ -485,6 +659,9 @@ impl<'a> Cta<'a> {
 
     fn arrive(&mut self, w: &mut Warp, i: &Instr) -> Done {
         self.counters.barriers += 1;
+        self.moved = true;
+        // A turn that ends at a barrier is short, but a loop of barriers may be endless too.
+        self.steps += 8;
         let lane = w.mask.trailing_zeros();
         let id = w.word(i.a + lane) as usize;
         let need = if i.b == NONE { 0 } else { w.word(i.b + lane) };

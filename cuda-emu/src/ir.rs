@@ -100,19 +100,41 @@ pub(crate) enum Op {
     Redux(Rmw, bool),
     Activemask,
     /// Barrier id row `a`, thread count row `b` or none; waits unless it only arrives.
-    Bar { wait: bool },
+    Bar {
+        wait: bool,
+    },
     /// `bar.red`: popc, and, or in that order.
     BarRed(u8),
     WarpSync,
-    Fence { device: bool },
+    Fence {
+        device: bool,
+    },
     CpAsync(Access),
     CpCommit,
-    CpWait { all: bool },
-    LdMatrix { count: u8, trans: bool, wide: bool },
-    StMatrix { count: u8, trans: bool, wide: bool },
+    CpWait {
+        all: bool,
+    },
+    LdMatrix {
+        count: u8,
+        trans: bool,
+        wide: bool,
+    },
+    StMatrix {
+        count: u8,
+        trans: bool,
+        wide: bool,
+    },
     MovMatrix,
-    Mma { a: Factor, b: Factor, k: u8, half: bool, sat: bool },
-    Clock { wide: bool },
+    Mma {
+        a: Factor,
+        b: Factor,
+        k: u8,
+        half: bool,
+        sat: bool,
+    },
+    Clock {
+        wide: bool,
+    },
     Printf,
     AssertFail,
     Nop,
@@ -140,8 +162,21 @@ pub(crate) enum Class {
 }
 
 pub(crate) const CLASSES: [&str; 15] = [
-    "int", "f32", "f64", "half", "convert", "move", "special", "load", "store", "atomic", "async copy", "shuffle",
-    "barrier", "mma", "control",
+    "int",
+    "f32",
+    "f64",
+    "half",
+    "convert",
+    "move",
+    "special",
+    "load",
+    "store",
+    "atomic",
+    "async copy",
+    "shuffle",
+    "barrier",
+    "mma",
+    "control",
 ];
 
 /// No operand.

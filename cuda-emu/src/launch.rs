@@ -59,6 +59,8 @@ pub(crate) struct Run<'a> {
     pub memory: &'a Memory,
     pub launch: &'a Launch<'a>,
     pub views: Vec<View>,
+    /// The first of this launch's ids in the records of who touched what.
+    pub first: u32,
     pub params: Vec<u8>,
     /// What `printf` printed, by block.
     pub printed: Mutex<BTreeMap<u64, Vec<u8>>>,
@@ -68,6 +70,7 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// At most 1024: the launch was refused otherwise.
     pub fn threads(&self) -> u32 {
         self.launch.block.iter().product()
     }
@@ -128,7 +131,7 @@ impl Run<'_> {
 /// Why a launch cannot begin.
 fn refusal(module: &Module, kernel: &Kernel, launch: &Launch<'_>) -> Option<String> {
     let (g, b) = (launch.grid, launch.block);
-    let threads = b.iter().map(|&n| u64::from(n)).product::<u64>();
+    let threads = b.iter().fold(1u64, |n, &d| n.saturating_mul(d.into()));
     let shared = u64::from(kernel.dynamic_at) + u64::from(launch.dynamic_shared);
     if threads == 0 || threads > u64::from(kernel.max_threads) || b[2] > 64 {
         return Some(format!("a block of {b:?} threads; 1 to {} and at most 64 along z", kernel.max_threads));
@@ -137,26 +140,33 @@ fn refusal(module: &Module, kernel: &Kernel, launch: &Launch<'_>) -> Option<Stri
         return Some(format!("a grid of {g:?} blocks; 1 to 2147483647, 65535, 65535"));
     }
     if launch.params.len() < kernel.param_bytes {
-        return Some(format!("{} bytes of parameters; the kernel takes {}", launch.params.len(), kernel.param_bytes));
+        return Some(format!(
+            "{} bytes of parameters; the kernel takes {}",
+            launch.params.len(),
+            kernel.param_bytes
+        ));
     }
     if shared > MOST_SHARED as u64 {
         return Some(format!("{shared} bytes of shared memory; at most {MOST_SHARED}"));
     }
     kernel.presets.keys().find_map(|p| match p {
-        Preset::Global(n, _) if module.globals()[*n].addr == 0 => {
-            Some(format!("variable \"{}\" has no memory; call Module::place first", module.globals()[*n].name))
-        }
+        Preset::Global(n, _) if module.globals()[*n].addr == 0 => Some(format!(
+            "variable \"{}\" has no memory; call Module::place first",
+            module.globals()[*n].name
+        )),
         _ => None,
     })
 }
 
 /// Runs a kernel over a grid: its counters, or the first fault of the lowest block that had one. What it prints goes to
 /// standard output, block after block.
+#[allow(clippy::result_large_err, reason = "a launch has one result")]
 pub fn launch(module: &Module, name: &str, memory: &Memory, launch: &Launch<'_>) -> Result<Counters, Report> {
     launch_to(module, name, memory, launch, &mut std::io::stdout())
 }
 
 /// [`launch`], printing to `out`.
+#[allow(clippy::result_large_err, reason = "a launch has one result")]
 pub fn launch_to(
     module: &Module,
     name: &str,
@@ -183,12 +193,14 @@ pub fn launch_to(
     if let Some(what) = refusal(module, kernel, launch) {
         return Err(refuse(what));
     }
+    let (views, first) = memory.views(launch.grid.iter().map(|&n| u64::from(n)).product());
     let run = Run {
         kernel,
         module,
         memory,
         launch,
-        views: memory.views(),
+        views,
+        first,
         params: launch.params[..kernel.param_bytes].to_vec(),
         printed: Mutex::default(),
         working: AtomicUsize::new(0),
@@ -202,6 +214,7 @@ pub fn launch_to(
     result
 }
 
+#[allow(clippy::result_large_err, reason = "a launch has one result")]
 fn blocks(run: &Run<'_>) -> Result<Counters, Report> {
     let total: u64 = run.launch.grid.iter().map(|&n| u64::from(n)).product();
     let (next, worst) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
@@ -216,7 +229,7 @@ fn blocks(run: &Run<'_>) -> Result<Counters, Report> {
             }
             run.working.fetch_add(1, Relaxed);
             let result = cta.block(id);
-            run.working.fetch_sub(1, Relaxed);
+            cta.leave();
             if let Err(report) = result {
                 worst.fetch_min(id, Relaxed);
                 let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);

@@ -34,6 +34,8 @@ pub(crate) struct Block {
     data: Box<[UnsafeCell<u64>]>,
     /// One bit per byte.
     written: Box<[AtomicU64]>,
+    /// Who touched which cell; made at the first launch that looks.
+    record: OnceLock<Record>,
 }
 
 // SAFETY: `data` is reached through raw pointers only. Kernels may race on it as they may on a device; the host and
@@ -60,7 +62,14 @@ impl Block {
         let data = Box::into_raw(vec![0u64; words].into_boxed_slice());
         // SAFETY: UnsafeCell<u64> has the layout of u64, and the box is ours alone.
         let data = unsafe { Box::from_raw(data as *mut [UnsafeCell<u64>]) };
-        Self { start, bytes, name: name.to_owned(), data, written: zeroed(bytes.div_ceil(64) as usize) }
+        Self {
+            start,
+            bytes,
+            name: name.to_owned(),
+            data,
+            written: zeroed(bytes.div_ceil(64) as usize),
+            record: OnceLock::new(),
+        }
     }
 
     pub fn end(&self) -> u64 {
@@ -99,6 +108,8 @@ impl Block {
 #[derive(Default)]
 struct Table {
     next: u64,
+    /// Ids of blocks given out.
+    ids: u64,
     live: BTreeMap<u64, Arc<Block>>,
     freed: BTreeMap<u64, (u64, String)>,
 }
@@ -135,7 +146,8 @@ impl Memory {
                 Ok(())
             }
             None => {
-                let what = if t.freed.contains_key(&addr) { "double free" } else { "free of an unknown address" };
+                let what =
+                    if t.freed.contains_key(&addr) { "double free" } else { "free of an unknown address" };
                 Err(Error::Memory { what, addr, bytes: 0, near: t.near(addr) })
             }
         }
@@ -185,9 +197,19 @@ impl Memory {
         t.live.values().map(|b| Allocation { addr: b.start, bytes: b.bytes, name: b.name.clone() }).collect()
     }
 
-    /// The allocations a launch may touch.
-    pub(crate) fn views(&self) -> Vec<View> {
-        self.table().live.values().map(|b| View { block: b.clone(), record: OnceLock::new() }).collect()
+    /// The allocations a launch of so many blocks may touch, and the first of the ids that are its own.
+    pub(crate) fn views(&self, blocks: u64) -> (Vec<View>, u32) {
+        let mut t = self.table();
+        if t.ids + blocks + 1 > IDS {
+            // Once in 268 million blocks everything is forgotten.
+            for r in t.live.values().filter_map(|b| b.record.get()) {
+                r.writers.iter().chain(&r.readers).for_each(|c| c.store(0, Relaxed));
+            }
+            t.ids = 0;
+        }
+        let first = t.ids + 1;
+        t.ids = (first + blocks).min(IDS - 1);
+        (t.live.values().map(|b| View { block: b.clone() }).collect(), first as u32)
     }
 
     /// Whether `addr` was freed, and the allocations about it in words.
@@ -206,7 +228,9 @@ impl Table {
         match below {
             None => match self.live.range(addr..).next() {
                 None => ", no allocation near".into(),
-                Some((s, b)) => format!(", {} bytes before \"{}\" ({} bytes at {s:#x})", s - addr, b.name, b.bytes),
+                Some((s, b)) => {
+                    format!(", {} bytes before \"{}\" ({} bytes at {s:#x})", s - addr, b.name, b.bytes)
+                }
             },
             Some((s, n, name, freed)) if addr < s + n => {
                 format!(", byte {} of {freed}\"{name}\" ({n} bytes at {s:#x})", addr - s)
@@ -218,13 +242,14 @@ impl Table {
     }
 }
 
-/// An allocation as one launch sees it: with a record of which blocks touched which cell.
+/// An allocation as one launch sees it.
 pub(crate) struct View {
     pub block: Arc<Block>,
-    record: OnceLock<Record>,
 }
 
-/// Who touched what, in cells of four bytes, each a block number + 1 above four bits of which bytes.
+/// Who touched what, in cells of four bytes, each an id above four bits of which bytes. Every launch has ids of its own:
+/// its first stands for several readers, the next for its first block and so on. Lower ones are of launches before it, so
+/// that nothing need be cleared between launches.
 struct Record {
     writers: Box<[AtomicU32]>,
     readers: Box<[AtomicU32]>,
@@ -234,8 +259,8 @@ struct Record {
 
 /// Cells under one lock.
 const LINE: u64 = 128;
-/// A cell's reader when several blocks read it.
-const MANY: u32 = (1 << 28) - 1;
+/// Ids there are.
+const IDS: u64 = 1 << 28;
 
 /// The lock of one line, held.
 struct Held<'a>(&'a AtomicBool);
@@ -265,19 +290,27 @@ fn zeroed32(n: usize) -> Box<[AtomicU32]> {
 
 impl View {
     fn record(&self) -> &Record {
-        self.record.get_or_init(|| {
+        self.block.record.get_or_init(|| {
             let cells = self.block.bytes.div_ceil(4);
             let locks = (0..cells.div_ceil(LINE)).map(|_| AtomicBool::new(false)).collect();
             Record { writers: zeroed32(cells as usize), readers: zeroed32(cells as usize), locks }
         })
     }
 
-    /// Records an access of block number `cta` to the `bytes` bytes at offset `at`. Where another block touched one of
-    /// them so that the two are not ordered, says which block, and whether that one wrote.
+    /// Records an access of block number `cta`, of a launch whose ids start at `first`, to the `bytes` bytes at offset
+    /// `at`. Where another block touched one of them so that the two are not ordered, says which block, and whether that
+    /// one wrote.
     #[inline(always)]
-    pub fn touch(&self, at: u64, bytes: u64, cta: u64, write: bool) -> Option<(Option<u64>, bool)> {
+    pub fn touch(
+        &self,
+        at: u64,
+        bytes: u64,
+        first: u32,
+        cta: u64,
+        write: bool,
+    ) -> Option<(Option<u64>, bool)> {
         let r = self.record();
-        let me = (cta + 1).min(u64::from(MANY) - 1) as u32;
+        let me = [first, (u64::from(first) + 1 + cta).min(IDS - 1) as u32];
         let (mut at, end) = (at, at + bytes);
         while at < end {
             let line = at / (LINE * 4);
@@ -288,9 +321,7 @@ impl View {
             let whole = at % 4 == 0 && stop % 4 == 0;
             // SAFETY: the line's lock is held.
             let fine = whole && unsafe { touch_whole(writers, readers, me, write) };
-            if !fine
-                && let Some(other) = touch_parts(writers, readers, at, stop, me, write)
-            {
+            if !fine && let Some(other) = touch_parts(writers, readers, at, stop, me, write) {
                 return Some(other);
             }
             at = stop;
@@ -304,13 +335,18 @@ impl View {
 /// # Safety
 /// The caller must hold the lock of the cells' line.
 #[inline(always)]
-unsafe fn touch_whole(writers: &[AtomicU32], readers: &[AtomicU32], me: u32, write: bool) -> bool {
+unsafe fn touch_whole(
+    writers: &[AtomicU32],
+    readers: &[AtomicU32],
+    [many, me]: [u32; 2],
+    write: bool,
+) -> bool {
     // SAFETY: these words are only touched under their line's lock, which the caller holds; as plain words they vectorise.
     let (writers, readers) = unsafe {
         let (w, r) = (writers.as_ptr() as *mut u32, readers.as_ptr() as *mut u32);
         (std::slice::from_raw_parts_mut(w, writers.len()), std::slice::from_raw_parts_mut(r, readers.len()))
     };
-    let other = |cell: u32| (cell != 0) & (cell >> 4 != me);
+    let other = |cell: u32| (cell >> 4 >= many) & (cell >> 4 != me);
     let mut bad = false;
     if write {
         for (&w, &r) in writers.iter().zip(readers.iter()) {
@@ -325,7 +361,7 @@ unsafe fn touch_whole(writers: &[AtomicU32], readers: &[AtomicU32], me: u32, wri
         }
         if !bad {
             for r in readers {
-                *r = if other(*r) { MANY << 4 | 15 } else { me << 4 | 15 };
+                *r = if other(*r) { many << 4 | 15 } else { me << 4 | 15 };
             }
         }
     }
@@ -333,13 +369,12 @@ unsafe fn touch_whole(writers: &[AtomicU32], readers: &[AtomicU32], me: u32, wri
 }
 
 /// The same cell by cell and byte by byte, under the lock.
-#[cold]
 fn touch_parts(
     writers: &[AtomicU32],
     readers: &[AtomicU32],
     at: u64,
     end: u64,
-    me: u32,
+    [many, me]: [u32; 2],
     write: bool,
 ) -> Option<(Option<u64>, bool)> {
     for (n, (writer, reader)) in writers.iter().zip(readers).enumerate() {
@@ -347,8 +382,9 @@ fn touch_parts(
         let (lo, hi) = (at.max(c * 4) - c * 4, end.min(c * 4 + 4) - c * 4);
         let mask = ((1u32 << hi) - 1) & !((1 << lo) - 1);
         let (w, r) = (writer.load(Relaxed), reader.load(Relaxed));
-        let other = |cell: u32| cell & mask != 0 && cell >> 4 != me;
-        let who = |cell: u32| (cell >> 4 < MANY - 1).then(|| u64::from(cell >> 4) - 1);
+        let old = |cell: u32| cell >> 4 < many;
+        let other = |cell: u32| !old(cell) && cell & mask != 0 && cell >> 4 != me;
+        let who = |cell: u32| (cell >> 4 > many).then(|| u64::from(cell >> 4) - u64::from(many) - 1);
         if other(w) {
             return Some((who(w), true));
         }
@@ -358,8 +394,8 @@ fn touch_parts(
         if write {
             writer.store(me << 4 | mask | if w >> 4 == me { w & 15 } else { 0 }, Relaxed);
         } else {
-            let by = if r == 0 || r >> 4 == me { me } else { MANY };
-            reader.store(by << 4 | r & 15 | mask, Relaxed);
+            let by = if old(r) || r >> 4 == me { me } else { many };
+            reader.store(by << 4 | mask | if old(r) { 0 } else { r & 15 }, Relaxed);
         }
     }
     None

@@ -37,6 +37,9 @@ impl Module {
     pub fn parse(ptx: &str) -> Result<Self, Error> {
         let ptx = ptx.trim_end_matches('\0');
         let unit = parse::parse(ptx)?;
+        if let Some(v) = unit.vars.iter().find(|v| v.bytes > 1 << 32) {
+            return Err(Error::ptx(0, "a variable of more than 4 GB", &v.name));
+        }
         let mut kernels = BTreeMap::new();
         for f in unit.functions.iter().filter(|f| f.entry && f.body.is_some()) {
             kernels.insert(f.name.clone(), decode::kernel(&unit, f)?);

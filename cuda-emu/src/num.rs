@@ -55,6 +55,47 @@ pub(crate) fn add_odd(a: f64, b: f64) -> f64 {
     odd(s, two_sum_err(a, b, s))
 }
 
+/// `a + b` rounded to f32. An exact zero is -0 downwards, unless both are +0.
+#[inline(always)]
+pub(crate) fn add_narrow(a: f64, b: f64, mode: Round) -> f32 {
+    let s = add_odd(a, b);
+    let minus = mode == Round::Down && s == 0.0 && (a.is_sign_negative() || b.is_sign_negative());
+    if minus { -0.0 } else { narrow(s, mode) }
+}
+
+/// a·b + c in the given direction. An exact zero is -0 downwards, unless both terms are +0.
+pub(crate) fn fma_dir(a: f64, b: f64, c: f64, mode: Round) -> f64 {
+    let (r, p) = (a.mul_add(b, c), a * b);
+    // What `r` lacks of the exact value; its sign is right.
+    let low = a.mul_add(b, -p);
+    let s = p + c;
+    let (d, e) = (s - r, two_sum_err(p, c, s));
+    let u = d + e;
+    let sum = u + low;
+    let err = if sum == 0.0 { two_sum_err(d, e, u) } else { sum };
+    if r == 0.0 && err == 0.0 && mode == Round::Down && (p.is_sign_negative() || c.is_sign_negative()) {
+        return -0.0;
+    }
+    direct(r, err, mode, a.is_finite() && b.is_finite() && c.is_finite())
+}
+
+/// 2^x, to less than 2^-28 of itself, without a branch or a call so that it vectorises.
+#[inline(always)]
+pub(crate) fn exp2(x: f32) -> f32 {
+    // Beyond these all is 0 or infinite; a NaN goes through.
+    let x = f64::from(x.clamp(-160.0, 140.0));
+    // The nearest integer, by the f64 whose last bit is worth one.
+    let magic = 6_755_399_441_055_744.0;
+    let shifted = x + magic;
+    let t = (x - (shifted - magic)) * std::f64::consts::LN_2;
+    // The Taylor series of e^t, |t| < 0.35.
+    let p = [1.0 / 40320.0, 1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0]
+        .into_iter()
+        .fold(1.0 / 362_880.0, |p: f64, c| p.mul_add(t, c));
+    let power = f64::from_bits((shifted.to_bits().wrapping_sub(magic.to_bits()).wrapping_add(1023)) << 52);
+    canonical((p * power) as f32)
+}
+
 /// `a / b` rounded to odd.
 #[inline(always)]
 pub(crate) fn div_odd(a: f64, b: f64) -> f64 {
@@ -78,7 +119,11 @@ pub(crate) fn narrow(x: f64, mode: Round) -> f32 {
     match mode {
         Round::Nearest => y,
         Round::Zero if back.abs() > x.abs() => {
-            if x > 0.0 { y.next_down() } else { y.next_up() }
+            if x > 0.0 {
+                y.next_down()
+            } else {
+                y.next_up()
+            }
         }
         Round::Down if back > x => y.next_down(),
         Round::Up if back < x => y.next_up(),
@@ -92,14 +137,23 @@ pub(crate) fn add_dir(a: f64, b: f64, mode: Round) -> f64 {
     if s == 0.0 && (a != 0.0 || a.is_sign_negative() != b.is_sign_negative()) && mode == Round::Down {
         return -0.0;
     }
-    direct(s, two_sum_err(a, b, s), mode)
+    direct(s, two_sum_err(a, b, s), mode, a.is_finite() && b.is_finite())
 }
 
-/// Nudges the nearest result `x`, whose exact value is `x + err`, in the given direction.
-pub(crate) fn direct(x: f64, err: f64, mode: Round) -> f64 {
+/// Nudges the nearest result `x`, whose exact value is `x + err`, in the given direction. `finite`: so is the exact value,
+/// and an infinite `x` overflowed.
+pub(crate) fn direct(x: f64, err: f64, mode: Round, finite: bool) -> f64 {
+    if x.is_infinite() && finite {
+        let inward = mode == Round::Zero || mode == Round::Down && x > 0.0 || mode == Round::Up && x < 0.0;
+        return if inward { f64::MAX.copysign(x) } else { x };
+    }
     match mode {
         Round::Zero if err != 0.0 && (err < 0.0) == (x > 0.0) => {
-            if x > 0.0 { x.next_down() } else { x.next_up() }
+            if x > 0.0 {
+                x.next_down()
+            } else {
+                x.next_up()
+            }
         }
         Round::Down if err < 0.0 => x.next_down(),
         Round::Up if err > 0.0 => x.next_up(),
@@ -122,7 +176,8 @@ pub(crate) fn round_to(x: f64, digits: i32, emin: i32, emax: i32, mode: Round) -
         Round::Up => q.ceil(),
     };
     let y = (q * ulp).copysign(x);
-    let max = (2.0 - f64::from_bits(((1 - digits + 1023) as u64) << 52)) * f64::from_bits(((emax + 1023) as u64) << 52);
+    let max = (2.0 - f64::from_bits(((1 - digits + 1023) as u64) << 52))
+        * f64::from_bits(((emax + 1023) as u64) << 52);
     if y.abs() <= max {
         return y;
     }
@@ -157,14 +212,26 @@ pub(crate) fn bf16_bits(x: f32) -> u32 {
 /// f32 to tf32: 10 bits of mantissa, ties away from zero.
 #[inline(always)]
 pub(crate) fn tf32(x: f32) -> u32 {
-    if x.is_nan() { 0x7fff_ffff } else if x.is_infinite() { x.to_bits() } else { (x.to_bits() + 0x1000) & !0x1fff }
+    if x.is_nan() {
+        0x7fff_ffff
+    } else if x.is_infinite() {
+        x.to_bits()
+    } else {
+        (x.to_bits() + 0x1000) & !0x1fff
+    }
 }
 
 /// The smaller; a NaN loses unless both are, or unless `nan` lets it win. -0 is below +0.
 #[inline(always)]
 pub(crate) fn min(a: f32, b: f32, nan: bool) -> f32 {
     if a.is_nan() || b.is_nan() {
-        if nan || (a.is_nan() && b.is_nan()) { f32::from_bits(0x7fff_ffff) } else if a.is_nan() { b } else { a }
+        if nan || (a.is_nan() && b.is_nan()) {
+            f32::from_bits(0x7fff_ffff)
+        } else if a.is_nan() {
+            b
+        } else {
+            a
+        }
     } else if a < b || (a == b && a.is_sign_negative()) {
         a
     } else {
@@ -176,7 +243,13 @@ pub(crate) fn min(a: f32, b: f32, nan: bool) -> f32 {
 #[inline(always)]
 pub(crate) fn max(a: f32, b: f32, nan: bool) -> f32 {
     if a.is_nan() || b.is_nan() {
-        if nan || (a.is_nan() && b.is_nan()) { f32::from_bits(0x7fff_ffff) } else if a.is_nan() { b } else { a }
+        if nan || (a.is_nan() && b.is_nan()) {
+            f32::from_bits(0x7fff_ffff)
+        } else if a.is_nan() {
+            b
+        } else {
+            a
+        }
     } else if a > b || (a == b && b.is_sign_negative()) {
         a
     } else {
@@ -219,5 +292,5 @@ pub(crate) fn int_odd(v: i128) -> f64 {
 /// An integer to f64 in the given direction.
 pub(crate) fn int_f64(v: i128, mode: Round) -> f64 {
     let x = v as f64;
-    direct(x, (v - x as i128) as f64, mode)
+    direct(x, (v - x as i128) as f64, mode, true)
 }

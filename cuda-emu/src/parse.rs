@@ -52,6 +52,8 @@ pub(crate) enum Stmt {
     Reg(String, String, Option<u32>),
     Var(Var),
     Label(String),
+    /// A list of labels that `brx.idx` chooses from.
+    Targets(String, Vec<Arg>),
     Inst(Inst),
 }
 
@@ -171,7 +173,7 @@ fn number(w: &str) -> Option<Tok> {
 pub(crate) fn type_bytes(t: &str) -> Option<u64> {
     Some(match t {
         "pred" => 1,
-        _ if t.ends_with("x2") => type_bytes(&t[..t.len() - 2])? * 2,
+        "f16x2" | "bf16x2" | "u16x2" | "s16x2" => 4,
         "bf16" => 2,
         "tf32" => 4,
         _ => t.get(1..)?.parse::<u64>().ok().filter(|_| "usbf".contains(&t[..1]))? / 8,
@@ -182,11 +184,12 @@ struct Parser {
     toks: Vec<(Tok, u32)>,
     i: usize,
     loc: (u32, u32),
+    depth: u32,
 }
 
 /// Reads a translation unit.
 pub(crate) fn parse(text: &str) -> Result<Unit, Error> {
-    let mut p = Parser { toks: lex(text)?, i: 0, loc: (0, 0) };
+    let mut p = Parser { toks: lex(text)?, i: 0, loc: (0, 0), depth: 0 };
     let (mut unit, mut version) = (Unit::default(), false);
     while p.i < p.toks.len() {
         let (tok, line) = p.toks[p.i].clone();
@@ -340,7 +343,7 @@ impl Parser {
                 self.eat(',');
             }
             if w == ".maxntid" || w == ".reqntid" {
-                f.max_threads = Some(dims.iter().product());
+                f.max_threads = Some(dims.iter().fold(1, |n: u32, d| n.saturating_mul(*d)));
             }
         }
         if !self.eat(';') {
@@ -382,13 +385,11 @@ impl Parser {
         v.name = self.word()?;
         let mut count = 1;
         while self.eat('[') {
-            count *= if self.is(']') { 0 } else { self.int()?.max(0) as u64 };
+            let n = if self.is(']') { 0 } else { self.int()?.max(0) as u64 };
+            count = u64::saturating_mul(count, n);
             self.want(']')?;
         }
-        v.bytes = unit
-            .checked_mul(count)
-            .filter(|&b| b <= 1 << 40)
-            .ok_or_else(|| self.err("too large"))?;
+        v.bytes = unit.checked_mul(count).filter(|&b| b <= 1 << 40).ok_or_else(|| self.err("too large"))?;
         v.align = v.align.max(unit as u32).max(1);
         if !v.align.is_power_of_two() {
             return Err(self.err("alignment must be a power of two"));
@@ -495,10 +496,12 @@ impl Parser {
                 }
                 _ if self.is(':') => {
                     self.i += 1;
-                    out.push(Stmt::Label(w));
-                    if self.peek().is_some_and(|w| w == ".branchtargets") {
-                        return Err(self.err("brx.idx is not supported"));
+                    if self.peek() == Some(".branchtargets") {
+                        self.i += 1;
+                        out.push(Stmt::Targets(w, self.list(';')?));
+                        continue;
                     }
+                    out.push(Stmt::Label(w));
                 }
                 _ => {
                     let mut args = Vec::new();
@@ -528,6 +531,17 @@ impl Parser {
     }
 
     fn arg(&mut self) -> Result<Arg, Error> {
+        // Nothing that is meant nests deeper, and the stack ends somewhere.
+        if self.depth == 16 {
+            return Err(self.err("too deeply nested"));
+        }
+        self.depth += 1;
+        let arg = self.nested();
+        self.depth -= 1;
+        arg
+    }
+
+    fn nested(&mut self) -> Result<Arg, Error> {
         if self.eat('{') {
             return Ok(Arg::Vector(self.list('}')?));
         }

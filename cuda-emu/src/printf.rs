@@ -124,7 +124,8 @@ impl Spec {
         let rest = &format[*n..];
         let mut at = rest.iter().take_while(|c| b"-+ #0".contains(c)).count();
         let flag = |c: u8| rest[..at].contains(&c);
-        let (minus, plus, space, zero, alternate) = (flag(b'-'), flag(b'+'), flag(b' '), flag(b'0'), flag(b'#'));
+        let (minus, plus, space, zero, alternate) =
+            (flag(b'-'), flag(b'+'), flag(b' '), flag(b'0'), flag(b'#'));
         let digits = |at: &mut usize| {
             let mut v = 0usize;
             while let Some(d) = rest.get(*at).filter(|c| c.is_ascii_digit()) {

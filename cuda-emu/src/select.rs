@@ -35,26 +35,33 @@ macro_rules! modded {
     };
 }
 
-/// A directed f32 operation from its round-to-odd f64 result.
+/// A directed f32 operation: `$e` rounded to nearest by f32 itself, `$dir` from the operands as f64 and a mode.
 macro_rules! directed {
-    ($m:expr, $a:ident, |$($x:ident),*| $e:expr, $odd:expr) => {
+    ($m:expr, $a:ident, |$($x:ident),*| $e:expr, |$r:ident| $dir:expr) => {
         match $m.round() {
-            Round::Nearest => modded!($m, $a, |$($x),*| $e),
-            Round::Zero => modded!($m, $a, |$($x),*| { $(let $x = f64::from($x);)* num::narrow($odd, Round::Zero) }),
-            Round::Down => modded!($m, $a, |$($x),*| { $(let $x = f64::from($x);)* num::narrow($odd, Round::Down) }),
-            Round::Up => modded!($m, $a, |$($x),*| { $(let $x = f64::from($x);)* num::narrow($odd, Round::Up) }),
+            Round::Nearest => modded!($m, $a, |$($x),*| num::canonical($e)),
+            Round::Zero => directed!(@one $m, $a, |$($x),*| $r = Round::Zero => $dir),
+            Round::Down => directed!(@one $m, $a, |$($x),*| $r = Round::Down => $dir),
+            Round::Up => directed!(@one $m, $a, |$($x),*| $r = Round::Up => $dir),
         }
+    };
+    (@one $m:expr, $a:ident, |$($x:ident),*| $r:ident = $mode:expr => $dir:expr) => {
+        modded!($m, $a, |$($x),*| {
+            $(let $x = f64::from($x);)*
+            let $r = $mode;
+            num::canonical($dir)
+        })
     };
 }
 
-/// A directed f64 operation from its nearest result and that one's error.
+/// A directed f64 operation from its nearest result, that one's error, and whether finite operands give a finite value.
 macro_rules! directed64 {
-    ($m:expr, $a:ident, |$($x:ident),*| $e:expr, $err:expr) => {
+    ($m:expr, $a:ident, |$($x:ident),*| $e:expr, $err:expr, $exact:expr) => {
         match $m.round() {
             Round::Nearest => $a(|$($x: f64),*| -> f64 { $e }),
-            Round::Zero => $a(|$($x: f64),*| -> f64 { num::direct($e, $err, Round::Zero) }),
-            Round::Down => $a(|$($x: f64),*| -> f64 { num::direct($e, $err, Round::Down) }),
-            Round::Up => $a(|$($x: f64),*| -> f64 { num::direct($e, $err, Round::Up) }),
+            Round::Zero => $a(|$($x: f64),*| -> f64 { num::direct($e, $err, Round::Zero, true $(&& $x.is_finite())* && $exact) }),
+            Round::Down => $a(|$($x: f64),*| -> f64 { num::direct($e, $err, Round::Down, true $(&& $x.is_finite())* && $exact) }),
+            Round::Up => $a(|$($x: f64),*| -> f64 { num::direct($e, $err, Round::Up, true $(&& $x.is_finite())* && $exact) }),
         }
     };
 }
@@ -174,6 +181,8 @@ pub(crate) fn select(op: &[&str]) -> Option<Alu> {
     let mut alu = match (name, t) {
         ("setp" | "set", _) => compare(m, mods.first()?, t)?,
         ("cvt", _) => return crate::cvt::select(mods, t),
+        // The one opcode whose mode comes after its type.
+        ("prmt", mode) if mode != "b32" => prmt(&Mods(&[mode]))?,
         (_, "pred") => predicate(name)?,
         (_, "f32") if name != "mov" && name != "selp" => float(name, m)?,
         (_, "f64") if name != "mov" && name != "selp" => double(name, m)?,
@@ -223,10 +232,18 @@ fn integer(name: &str, m: &Mods, t: &str) -> Option<Alu> {
         "mul" => bits!(t, a2, |a, b| a.wrapping_mul(b)),
         "mad" if m.has("wide") => wides!(t, a3, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
         "mad" if m.has("hi") => match t {
-            "u32" => a3(|a: u32, b: u32, c: u32| ((u64::from(a) * u64::from(b) >> 32) as u32).wrapping_add(c)),
-            "s32" => a3(|a: i32, b: i32, c: i32| ((i64::from(a) * i64::from(b) >> 32) as i32).wrapping_add(c)),
-            "u64" => a3(|a: u64, b: u64, c: u64| ((u128::from(a) * u128::from(b) >> 64) as u64).wrapping_add(c)),
-            "s64" => a3(|a: i64, b: i64, c: i64| ((i128::from(a) * i128::from(b) >> 64) as i64).wrapping_add(c)),
+            "u32" => {
+                a3(|a: u32, b: u32, c: u32| ((u64::from(a) * u64::from(b) >> 32) as u32).wrapping_add(c))
+            }
+            "s32" => {
+                a3(|a: i32, b: i32, c: i32| ((i64::from(a) * i64::from(b) >> 32) as i32).wrapping_add(c))
+            }
+            "u64" => {
+                a3(|a: u64, b: u64, c: u64| ((u128::from(a) * u128::from(b) >> 64) as u64).wrapping_add(c))
+            }
+            "s64" => {
+                a3(|a: i64, b: i64, c: i64| ((i128::from(a) * i128::from(b) >> 64) as i64).wrapping_add(c))
+            }
             _ => return None,
         },
         "mad" => bits!(t, a3, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
@@ -263,19 +280,41 @@ fn integer(name: &str, m: &Mods, t: &str) -> Option<Alu> {
             "s64" => a2(|a: i64, n: u32| a >> n.min(63)),
             _ => return None,
         },
-        "shf" => {
-            let join = |lo: u32, hi: u32| u64::from(hi) << 32 | u64::from(lo);
-            let _ = join;
-            match (m.has("l"), m.has("wrap")) {
-                (true, true) => a3(|a: u32, b: u32, n: u32| (((u64::from(b) << 32 | u64::from(a)) << (n & 31)) >> 32) as u32),
-                (true, false) => a3(|a: u32, b: u32, n: u32| (((u64::from(b) << 32 | u64::from(a)) << n.min(32)) >> 32) as u32),
-                (false, true) => a3(|a: u32, b: u32, n: u32| ((u64::from(b) << 32 | u64::from(a)) >> (n & 31)) as u32),
-                (false, false) => a3(|a: u32, b: u32, n: u32| ((u64::from(b) << 32 | u64::from(a)) >> n.min(32)) as u32),
+        "shf" => match (m.has("l"), m.has("wrap")) {
+            (true, true) => {
+                a3(|a: u32, b: u32, n: u32| (((u64::from(b) << 32 | u64::from(a)) << (n & 31)) >> 32) as u32)
+            }
+            (true, false) => {
+                a3(|a: u32, b: u32, n: u32| (((u64::from(b) << 32 | u64::from(a)) << n.min(32)) >> 32) as u32)
+            }
+            (false, true) => {
+                a3(|a: u32, b: u32, n: u32| ((u64::from(b) << 32 | u64::from(a)) >> (n & 31)) as u32)
+            }
+            (false, false) => {
+                a3(|a: u32, b: u32, n: u32| ((u64::from(b) << 32 | u64::from(a)) >> n.min(32)) as u32)
+            }
+        },
+        "popc" => {
+            if t == "b64" {
+                a1(|a: u64| a.count_ones())
+            } else {
+                a1(|a: u32| a.count_ones())
             }
         }
-        "popc" => if t == "b64" { a1(|a: u64| a.count_ones()) } else { a1(|a: u32| a.count_ones()) },
-        "clz" => if t == "b64" { a1(|a: u64| a.leading_zeros()) } else { a1(|a: u32| a.leading_zeros()) },
-        "brev" => if t == "b64" { a1(|a: u64| a.reverse_bits()) } else { a1(|a: u32| a.reverse_bits()) },
+        "clz" => {
+            if t == "b64" {
+                a1(|a: u64| a.leading_zeros())
+            } else {
+                a1(|a: u32| a.leading_zeros())
+            }
+        }
+        "brev" => {
+            if t == "b64" {
+                a1(|a: u64| a.reverse_bits())
+            } else {
+                a1(|a: u32| a.reverse_bits())
+            }
+        }
         "bfind" => bfind(m.has("shiftamt"), t)?,
         "bfe" => match t {
             "u32" => a3(|a: u32, p: u32, n: u32| bfe(a.into(), p, n, 32, false) as u32),
@@ -292,10 +331,12 @@ fn integer(name: &str, m: &Mods, t: &str) -> Option<Alu> {
         "prmt" => prmt(m)?,
         "lop3" => return None,
         "dp4a" => match (m.0.last()?, t) {
-            (&"u32", "u32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, |x| i64::from(x), |y| i64::from(y))),
-            (&"s32", "s32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, |x| i64::from(x as i8), |y| i64::from(y as i8))),
-            (&"s32", "u32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, |x| i64::from(x as i8), |y| i64::from(y))),
-            (&"u32", "s32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, |x| i64::from(x), |y| i64::from(y as i8))),
+            (&"u32", "u32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, i64::from, i64::from)),
+            (&"s32", "s32") => {
+                a3(|a: u32, b: u32, c: u32| dot4(a, b, c, |x| i64::from(x as i8), |y| i64::from(y as i8)))
+            }
+            (&"s32", "u32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, |x| i64::from(x as i8), i64::from)),
+            (&"u32", "s32") => a3(|a: u32, b: u32, c: u32| dot4(a, b, c, i64::from, |y| i64::from(y as i8))),
             _ => return None,
         },
         _ => return None,
@@ -312,11 +353,17 @@ fn bfind(shift: bool, t: &str) -> Option<Alu> {
         ("u32", false) => a1(|a: u32| 31u32.wrapping_sub(a.leading_zeros())),
         ("u32", true) => a1(|a: u32| if a == 0 { !0 } else { a.leading_zeros() }),
         ("s32", false) => a1(|a: i32| 31u32.wrapping_sub((if a < 0 { !a } else { a }).leading_zeros())),
-        ("s32", true) => a1(|a: i32| match (if a < 0 { !a } else { a }).leading_zeros() { 32 => !0, n => n }),
+        ("s32", true) => a1(|a: i32| match (if a < 0 { !a } else { a }).leading_zeros() {
+            32 => !0,
+            n => n,
+        }),
         ("u64", false) => a1(|a: u64| 63u32.wrapping_sub(a.leading_zeros())),
         ("u64", true) => a1(|a: u64| if a == 0 { !0 } else { a.leading_zeros() }),
         ("s64", false) => a1(|a: i64| 63u32.wrapping_sub((if a < 0 { !a } else { a }).leading_zeros())),
-        ("s64", true) => a1(|a: i64| match (if a < 0 { !a } else { a }).leading_zeros() { 64 => !0, n => n }),
+        ("s64", true) => a1(|a: i64| match (if a < 0 { !a } else { a }).leading_zeros() {
+            64 => !0,
+            n => n,
+        }),
         _ => return None,
     })
 }
@@ -361,12 +408,18 @@ fn prmt(m: &Mods) -> Option<Alu> {
             (0..4).fold(0, |r, i| {
                 let s = c >> (4 * i);
                 let v = byte(a, b, s);
-                r | (if s & 8 == 0 { v } else if v & 128 == 0 { 0 } else { 255 }) << (8 * i)
+                r | (if s & 8 == 0 {
+                    v
+                } else if v & 128 == 0 {
+                    0
+                } else {
+                    255
+                }) << (8 * i)
             })
         }),
         Some(&"f4e") => modes!(|s, i| s + i),
         Some(&"b4e") => modes!(|s, i| s.wrapping_sub(i)),
-        Some(&"rc8") => modes!(|s, i| s + 0 * i),
+        Some(&"rc8") => modes!(|s, _i| s),
         Some(&"ecl") => modes!(|s, i| s.max(i)),
         Some(&"ecr") => modes!(|s, i| s.min(i)),
         Some(&"rc16") => modes!(|s, i| (s & 1) * 2 + (i & 1)),
@@ -376,18 +429,18 @@ fn prmt(m: &Mods) -> Option<Alu> {
 
 fn float(name: &str, m: &Mods) -> Option<Alu> {
     Some(match name {
-        "add" => directed!(m, a2, |a, b| a + b, num::add_odd(a, b)),
-        "sub" => directed!(m, a2, |a, b| a - b, num::add_odd(a, -b)),
-        "mul" => directed!(m, a2, |a, b| a * b, a * b),
-        "fma" | "mad" => directed!(m, a3, |a, b, c| a.mul_add(b, c), num::add_odd(a * b, c)),
+        "add" => directed!(m, a2, |a, b| a + b, |r| num::add_narrow(a, b, r)),
+        "sub" => directed!(m, a2, |a, b| a - b, |r| num::add_narrow(a, -b, r)),
+        "mul" => directed!(m, a2, |a, b| a * b, |r| num::narrow(a * b, r)),
+        "fma" | "mad" => directed!(m, a3, |a, b, c| a.mul_add(b, c), |r| num::add_narrow(a * b, c, r)),
         "div" if m.has("approx") || m.has("full") => modded!(m, a2, |a, b| a / b),
-        "div" => directed!(m, a2, |a, b| a / b, num::div_odd(a, b)),
+        "div" => directed!(m, a2, |a, b| a / b, |r| num::narrow(num::div_odd(a, b), r)),
         "rcp" if m.has("approx") => modded!(m, a1, |a| 1.0 / a),
-        "rcp" => directed!(m, a1, |a| 1.0 / a, num::div_odd(1.0, a)),
+        "rcp" => directed!(m, a1, |a| 1.0 / a, |r| num::narrow(num::div_odd(1.0, a), r)),
         "sqrt" if m.has("approx") => modded!(m, a1, |a| a.sqrt()),
-        "sqrt" => directed!(m, a1, |a| a.sqrt(), num::sqrt_odd(a)),
+        "sqrt" => directed!(m, a1, |a| a.sqrt(), |r| num::narrow(num::sqrt_odd(a), r)),
         "rsqrt" => modded!(m, a1, |a| (1.0 / f64::from(a).sqrt()) as f32),
-        "ex2" => modded!(m, a1, |a| f64::from(a).exp2() as f32),
+        "ex2" => modded!(m, a1, |a| num::exp2(a)),
         "lg2" => modded!(m, a1, |a| f64::from(a).log2() as f32),
         "sin" => modded!(m, a1, |a| f64::from(a).sin() as f32),
         "cos" => modded!(m, a1, |a| f64::from(a).cos() as f32),
@@ -431,17 +484,38 @@ fn double(name: &str, m: &Mods) -> Option<Alu> {
             Round::Down => a2(|a, b: f64| num::add_dir(a, -b, Round::Down)),
             Round::Up => a2(|a, b: f64| num::add_dir(a, -b, Round::Up)),
         },
-        "mul" => directed64!(m, a2, |a, b| a * b, a.mul_add(b, -(a * b))),
-        "fma" | "mad" if m.round() == Round::Nearest => a3(f64::mul_add),
-        "div" => directed64!(m, a2, |a, b| a / b, (-(a / b)).mul_add(b, a) * b.signum()),
+        "mul" => directed64!(m, a2, |a, b| a * b, a.mul_add(b, -(a * b)), true),
+        "fma" | "mad" => match m.round() {
+            Round::Nearest => a3(f64::mul_add),
+            Round::Zero => a3(|a, b, c| num::fma_dir(a, b, c, Round::Zero)),
+            Round::Down => a3(|a, b, c| num::fma_dir(a, b, c, Round::Down)),
+            Round::Up => a3(|a, b, c| num::fma_dir(a, b, c, Round::Up)),
+        },
+        "div" => directed64!(m, a2, |a, b| a / b, (-(a / b)).mul_add(b, a) * b.signum(), b != 0.0),
         "rcp" if m.has("approx") => a1(|a: f64| 1.0 / a),
-        "rcp" => directed64!(m, a1, |a| 1.0 / a, (-(1.0 / a)).mul_add(a, 1.0) * a.signum()),
-        "sqrt" => directed64!(m, a1, |a| a.sqrt(), (-a.sqrt()).mul_add(a.sqrt(), a)),
+        "rcp" => directed64!(m, a1, |a| 1.0 / a, (-(1.0 / a)).mul_add(a, 1.0) * a.signum(), a != 0.0),
+        "sqrt" => directed64!(m, a1, |a| a.sqrt(), (-a.sqrt()).mul_add(a.sqrt(), a), true),
         "rsqrt" => a1(|a: f64| 1.0 / a.sqrt()),
         "neg" => a1(|a: f64| -a),
         "abs" => a1(f64::abs),
-        "min" => a2(|a: f64, b: f64| if a.is_nan() { b } else if b.is_nan() || a < b || (a == b && a.is_sign_negative()) { a } else { b }),
-        "max" => a2(|a: f64, b: f64| if a.is_nan() { b } else if b.is_nan() || a > b || (a == b && b.is_sign_negative()) { a } else { b }),
+        "min" => a2(|a: f64, b: f64| {
+            if a.is_nan() {
+                b
+            } else if b.is_nan() || a < b || (a == b && a.is_sign_negative()) {
+                a
+            } else {
+                b
+            }
+        }),
+        "max" => a2(|a: f64, b: f64| {
+            if a.is_nan() {
+                b
+            } else if b.is_nan() || a > b || (a == b && b.is_sign_negative()) {
+                a
+            } else {
+                b
+            }
+        }),
         "copysign" => a2(|a: f64, b: f64| b.copysign(a)),
         _ => return None,
     })
@@ -466,6 +540,7 @@ fn narrow(name: &str, m: &Mods, t: &str) -> Option<Alu> {
     })
 }
 
+#[allow(clippy::neg_cmp_op_on_partial_ord, clippy::double_comparisons, reason = "what is unordered matters")]
 fn compare(m: &Mods, op: &str, t: &str) -> Option<Alu> {
     fn ordered<A: Lane + PartialOrd>(op: &str) -> Option<Alu> {
         Some(match op {

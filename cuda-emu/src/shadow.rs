@@ -12,8 +12,9 @@ const TICK: u32 = 9;
 const LAST_TICK: u32 = 1 << 22;
 
 /// Flags of a cell: which bytes were written, which are in flight, whether the last writer was an atomic.
-const WRITTEN: u8 = 15;
-const ATOMIC: u8 = 1;
+const WRITTEN: u16 = 0x0f;
+const FLYING: u16 = 0xf0;
+const ATOMIC: u16 = 0x100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -27,9 +28,7 @@ pub(crate) enum Kind {
 pub(crate) struct Shadow {
     writer: Vec<u32>,
     readers: [Vec<u32>; 2],
-    /// Low half: bytes written; high half: bytes of a `cp.async` in flight.
-    flags: Vec<u8>,
-    atomic: Vec<u8>,
+    flags: Vec<u16>,
     /// What each warp knows of every warp's progress: the tick up to which it is ordered after that warp.
     clocks: Box<[[u32; 32]; 32]>,
     /// Every access stamped below this is ordered before the warp.
@@ -46,7 +45,6 @@ impl Shadow {
             writer: vec![0; n],
             readers: [vec![0; n], vec![0; n]],
             flags: vec![0; n],
-            atomic: vec![0; n],
             clocks: Box::new([[0; 32]; 32]),
             floor: [0; 32],
             tick: 0,
@@ -101,19 +99,19 @@ impl Shadow {
 
     /// Marks cells as waiting for an asynchronous copy.
     pub fn issue(&mut self, cell: usize, n: usize) {
-        self.flags[cell..cell + n].iter_mut().for_each(|f| *f |= 0xf0);
+        self.flags[cell..cell + n].iter_mut().for_each(|f| *f |= FLYING);
     }
 
     /// Ends the wait for cells.
     pub fn land(&mut self, cell: usize, n: usize) {
-        self.flags[cell..cell + n].iter_mut().for_each(|f| *f &= 0x0f);
+        self.flags[cell..cell + n].iter_mut().for_each(|f| *f &= !FLYING);
     }
 
     /// Records an access of `warp` to whole cells and says what is wrong with it. The checks of all cells come first
     /// and vectorise; only where one fails are they gone through one by one.
     #[inline(always)]
     pub fn cells(&mut self, cell: usize, n: usize, warp: usize, kind: Kind) -> Option<Fault> {
-        let stamp = self.tick_of(warp) << TICK | (warp as u32) << 4 | WRITTEN as u32;
+        let stamp = self.tick_of(warp) << TICK | (warp as u32) << 4 | u32::from(WRITTEN);
         let (floor, me) = (self.floor[warp] << TICK, (warp as u32) << 4);
         let range = cell..cell + n;
         let (writer, flags) = (&mut self.writer[range.clone()], &mut self.flags[range.clone()]);
@@ -125,7 +123,7 @@ impl Shadow {
             Kind::Read => {
                 let flag = if self.init { WRITTEN } else { 0 };
                 for (&w, &f) in writer.iter().zip(flags.iter()) {
-                    ok &= (fine(w) || !self.races) & (f & (0xf0 | flag) == flag);
+                    ok &= (fine(w) || !self.races) & (f & (FLYING | flag) == flag);
                 }
                 if ok {
                     for (a, b) in r0.iter_mut().zip(r1.iter_mut()) {
@@ -138,18 +136,63 @@ impl Shadow {
             }
             Kind::Write => {
                 for (((&w, &f), &a), &b) in writer.iter().zip(flags.iter()).zip(r0.iter()).zip(r1.iter()) {
-                    ok &= (fine(w) & fine(a) & fine(b) || !self.races) & (f & 0xf0 == 0);
+                    ok &= (fine(w) & fine(a) & fine(b) || !self.races) & (f & FLYING == 0);
                 }
                 if ok {
                     writer.fill(stamp);
                     flags.fill(WRITTEN);
-                    self.atomic[cell..cell + n].fill(0);
                     return None;
                 }
             }
             Kind::Atomic => {}
         }
         self.touch(cell * 4, n * 4, warp, kind)
+    }
+
+    /// Records an access to `words` whole cells from each lane's address on, and says which lanes it did not record
+    /// because something may be wrong with theirs.
+    #[inline(always)]
+    pub fn scattered(&mut self, at: &[u64; 32], mask: u32, words: usize, warp: usize, kind: Kind) -> u32 {
+        let stamp = self.tick_of(warp) << TICK | (warp as u32) << 4 | u32::from(WRITTEN);
+        let (floor, me) = (self.floor[warp] << TICK, (warp as u32) << 4);
+        let flag = if self.init { WRITTEN } else { 0 };
+        let free = !self.races;
+        let fine = |a: u32| (a < floor) | (a & 0x1f0 == me) | free;
+        let n = self.writer.len() as u64;
+        let past = |a: &u64| (a / 4 + words as u64 > n) as u32;
+        if at.iter().enumerate().fold(0, |p, (l, a)| p | (past(a) & mask >> l)) & 1 == 1 {
+            return mask;
+        }
+        let [r0, r1] = &mut self.readers;
+        let (writer, flags) = (self.writer.as_mut_ptr(), self.flags.as_mut_ptr());
+        let (r0, r1) = (r0.as_mut_ptr(), r1.as_mut_ptr());
+        let mut bad = 0;
+        let mut one = |l: usize, c: usize| {
+            // SAFETY: `c` is below the length of all four, as was checked for every lane of the mask.
+            unsafe {
+                let (w, f, a) = (*writer.add(c), *flags.add(c), *r0.add(c));
+                if kind == Kind::Read {
+                    if fine(w) & (f & (FLYING | flag) == flag) {
+                        *(if fine(a) { r0.add(c) } else { r1.add(c) }) = stamp;
+                    } else {
+                        bad |= 1 << l;
+                    }
+                } else if fine(w) & fine(a) & fine(*r1.add(c)) & (f & FLYING == 0) {
+                    *writer.add(c) = stamp;
+                    *flags.add(c) = WRITTEN;
+                } else {
+                    bad |= 1 << l;
+                }
+            }
+        };
+        if mask == u32::MAX && words == 1 {
+            at.iter().enumerate().for_each(|(l, a)| one(l, (a / 4) as usize));
+        } else {
+            for (l, a) in at.iter().enumerate().filter(|(l, _)| mask >> l & 1 == 1) {
+                (0..words).for_each(|n| one(l, (a / 4) as usize + n));
+            }
+        }
+        bad
     }
 
     fn tick_of(&self, warp: usize) -> u32 {
@@ -173,11 +216,11 @@ impl Shadow {
             let (c, next) = (at / 4, (at / 4 * 4 + 4).min(end));
             let mask = ((1u32 << (next - at)) - 1) << (at % 4);
             at = next;
-            if u32::from(self.flags[c] >> 4) & mask != 0 {
+            if u32::from(self.flags[c] >> 4) & 15 & mask != 0 {
                 return Some(Fault::AsyncCopy);
             }
             let writer = self.writer[c];
-            let atomics = kind == Kind::Atomic && self.atomic[c] == ATOMIC;
+            let atomics = kind == Kind::Atomic && self.flags[c] & ATOMIC != 0;
             if self.races && !atomics && later(writer, mask) {
                 return Some(Fault::SharedRace);
             }
@@ -193,8 +236,8 @@ impl Shadow {
                     return Some(Fault::SharedRace);
                 }
                 self.writer[c] = merge(writer, mask);
-                self.flags[c] |= mask as u8;
-                self.atomic[c] = u8::from(kind == Kind::Atomic);
+                let atomic = if kind == Kind::Atomic { ATOMIC } else { 0 };
+                self.flags[c] = self.flags[c] & !ATOMIC | mask as u16 | atomic;
             }
         }
         None

@@ -10,8 +10,7 @@ use crate::num::{self, Round};
 use crate::shadow::Kind;
 use half::f16;
 
-/// The longest k of a product, and its rows and columns.
-const K: usize = 32;
+/// The rows and columns of a product.
 const M: usize = 16;
 const N: usize = 8;
 
@@ -30,14 +29,10 @@ impl Cta<'_> {
                 self.counters.mma_flops += 2 * (M * N) as u64 * u64::from(k);
                 match a {
                     Factor::S8 | Factor::U8 => integers(w, i, a, b, k.into(), sat),
-                    _ if self.fast => {
-                        // SAFETY: `fast` says that this machine has these instructions.
-                        #[cfg(target_arch = "x86_64")]
-                        unsafe {
-                            floats_fast(w, i, a, k.into(), half)
-                        }
-                    }
-                    _ => floats(w, i, a, k.into(), half),
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: `fast` says that this machine has these instructions.
+                    _ if self.fast => unsafe { floats_fast(w, i, a, k.into(), half) },
+                    _ => floats(w, i, a, k.into(), half, turned),
                 }
                 Ok(())
             }
@@ -45,7 +40,15 @@ impl Cta<'_> {
         }
     }
 
-    fn matrix_memory(&mut self, w: &mut Warp, i: &Instr, count: u8, trans: bool, wide: bool, kind: Kind) -> Done {
+    fn matrix_memory(
+        &mut self,
+        w: &mut Warp,
+        i: &Instr,
+        count: u8,
+        trans: bool,
+        wide: bool,
+        kind: Kind,
+    ) -> Done {
         let mut at = addresses(w, i.a, i.e, wide);
         if at[0] >> 40 == 1 {
             at.iter_mut().for_each(|a| *a &= (1 << 40) - 1);
@@ -54,7 +57,7 @@ impl Cta<'_> {
         let used = (!0u64 >> (64 - 8 * u32::from(count))) as u32 & w.lanes;
         self.aligned(w, i, &at, used, 16, Space::Shared)?;
         for l in lanes(used) {
-            if at[l] + 16 > self.shared_bytes as u64 {
+            if at[l].saturating_add(16) > self.shared_bytes as u64 {
                 return Err(self.beyond_shared(w, i, l, at[l], 16));
             }
             if let Some(f) = self.shadow.cells(at[l] as usize / 4, 4, w.index, kind) {
@@ -135,80 +138,128 @@ fn f16_to_f32(h: u32) -> f32 {
     f32::from_bits(bits | (h & 0x8000) << 16)
 }
 
+/// The B of an 8-column tile of 8 factors a column: `out[k][n]`.
+#[inline(always)]
+fn turned(v: &[f32; 64], out: &mut [[f32; N]; 8]) {
+    for (k, row) in out.iter_mut().enumerate() {
+        for (n, x) in row.iter_mut().enumerate() {
+            *x = v[n * 8 + k];
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn turned_fast(v: &[f32; 64], out: &mut [[f32; N]; 8]) {
+    use std::arch::x86_64::*;
+    // SAFETY: every load and store is of 8 of the 64 values.
+    unsafe {
+        let r: [__m256; 8] = std::array::from_fn(|n| _mm256_loadu_ps(v.as_ptr().add(n * 8)));
+        let pair = |n: usize| (_mm256_unpacklo_ps(r[n], r[n + 1]), _mm256_unpackhi_ps(r[n], r[n + 1]));
+        let ((a0, a1), (a2, a3), (a4, a5), (a6, a7)) = (pair(0), pair(2), pair(4), pair(6));
+        let four = |x, y| (_mm256_shuffle_ps::<0x44>(x, y), _mm256_shuffle_ps::<0xee>(x, y));
+        let ((b0, b1), (b2, b3)) = (four(a0, a2), four(a1, a3));
+        let ((b4, b5), (b6, b7)) = (four(a4, a6), four(a5, a7));
+        for (n, (x, y)) in [(b0, b4), (b1, b5), (b2, b6), (b3, b7)].into_iter().enumerate() {
+            _mm256_storeu_ps(out[n].as_mut_ptr(), _mm256_permute2f128_ps::<0x20>(x, y));
+            _mm256_storeu_ps(out[n + 4].as_mut_ptr(), _mm256_permute2f128_ps::<0x31>(x, y));
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
 fn floats_fast(w: &mut Warp, i: &Instr, t: Factor, k: usize, half: bool) {
-    floats(w, i, t, k, half);
+    floats(w, i, t, k, half, |v, out| turned_fast(v, out));
 }
 
 /// A product of floats: every product is exact, and is added with one rounding to f32, in the order of k. (The hardware's
 /// order and rounding within a group of k are not documented.)
 #[inline(always)]
-fn floats(w: &mut Warp, i: &Instr, t: Factor, k: usize, half: bool) {
+fn floats(
+    w: &mut Warp,
+    i: &Instr,
+    t: Factor,
+    k: usize,
+    half: bool,
+    turn: impl Fn(&[f32; 64], &mut [[f32; N]; 8]),
+) {
     let per = if t == Factor::Tf32 { 4 } else { 8 };
     let blocks = k / per;
     let c0 = if half { 2 } else { 4 };
     let (va, vb) = (c0, c0 + 2 * blocks);
     let vc = vb + blocks;
-    let (mut a, mut b) = ([[0f32; K]; M], [[0f32; N]; K]);
-    let mut v = [0f32; 64];
-    for n in 0..blocks {
-        for high in 0..2 {
-            values(w.row32(i.v[va + 2 * n + high]), t, &mut v);
-            for r in 0..8 {
-                a[8 * high + r][n * per..(n + 1) * per].copy_from_slice(&v[r * per..(r + 1) * per]);
-            }
-        }
-        values(w.row32(i.v[vb + n]), t, &mut v);
-        for c in 0..per {
-            for r in 0..8 {
-                b[n * per + c][r] = v[r * per + c];
-            }
-        }
-    }
-    let mut c = [[0f32; N]; M];
+    // The accumulators' rows, one after another: the two registers of a half interleave to 8 whole rows.
+    let mut c = [[0f32; 64]; 2];
     accumulators(w, i, vc, half, &mut c);
-    for (row, acc) in a.iter().zip(&mut c) {
-        let mut sum = *acc;
-        for (x, b) in row[..k].iter().zip(&b) {
-            for (s, y) in sum.iter_mut().zip(b) {
-                *s = x.mul_add(*y, *s);
+    let (mut a, mut v, mut b) = ([0f32; 64], [0f32; 64], [[0f32; N]; 8]);
+    for n in 0..blocks {
+        values(w.row32(i.v[vb + n]), t, &mut v);
+        if per == 8 {
+            turn(&v, &mut b);
+        } else {
+            for (at, x) in v[..32].iter().enumerate() {
+                b[at % 4][at / 4] = *x;
             }
         }
-        *acc = sum;
+        for (high, c) in c.iter_mut().enumerate() {
+            values(w.row32(i.v[va + 2 * n + high]), t, &mut a);
+            for (c, a) in c.chunks_exact_mut(4 * N).zip(a.chunks_exact(4 * per)) {
+                if per == 8 { rows::<8>(c, a, &b) } else { rows::<4>(c, a, &b) }
+            }
+        }
     }
-    for (n, rows) in c.chunks_exact(8).enumerate() {
+    for (n, c) in c.iter().enumerate() {
         if half {
             let d = w.row32_mut(i.v[n]);
-            for (l, d) in d.iter_mut().enumerate() {
-                let [x, y] = [rows[l / 4][l % 4 * 2], rows[l / 4][l % 4 * 2 + 1]].map(|x| num::to_f16(x.into(), Round::Nearest));
+            for (d, pair) in d.iter_mut().zip(c.chunks_exact(2)) {
+                let [x, y] = [pair[0], pair[1]].map(|x| num::to_f16(x.into(), Round::Nearest));
                 *d = u32::from(x.to_bits()) | u32::from(y.to_bits()) << 16;
             }
         } else {
             for side in 0..2 {
                 let d = w.row32_mut(i.v[2 * n + side]);
                 for (l, d) in d.iter_mut().enumerate() {
-                    *d = rows[l / 4][l % 4 * 2 + side].to_bits();
+                    *d = c[2 * l + side].to_bits();
                 }
             }
         }
     }
 }
 
+/// Four rows of C gain `PER` products each, side by side so that none waits for another's.
 #[inline(always)]
-fn accumulators(w: &mut Warp, i: &Instr, vc: usize, half: bool, c: &mut [[f32; N]; M]) {
-    for (n, rows) in c.chunks_exact_mut(8).enumerate() {
+fn rows<const PER: usize>(c: &mut [f32], a: &[f32], b: &[[f32; N]; 8]) {
+    let mut sum = [[0f32; N]; 4];
+    for (s, c) in sum.iter_mut().zip(c.chunks_exact(N)) {
+        s.copy_from_slice(c);
+    }
+    for k in 0..PER {
+        for (r, s) in sum.iter_mut().enumerate() {
+            let x = a[r * PER + k];
+            for (s, y) in s.iter_mut().zip(&b[k]) {
+                *s = x.mul_add(*y, *s);
+            }
+        }
+    }
+    for (s, c) in sum.iter().zip(c.chunks_exact_mut(N)) {
+        c.copy_from_slice(s);
+    }
+}
+
+#[inline(always)]
+fn accumulators(w: &mut Warp, i: &Instr, vc: usize, half: bool, c: &mut [[f32; 64]; 2]) {
+    for (n, c) in c.iter_mut().enumerate() {
         if half {
-            let r = w.row32(i.v[vc + n]);
-            for (l, &x) in r.iter().enumerate() {
-                rows[l / 4][l % 4 * 2] = f16::from_bits(x as u16).to_f32();
-                rows[l / 4][l % 4 * 2 + 1] = f16::from_bits((x >> 16) as u16).to_f32();
+            for (pair, &x) in c.chunks_exact_mut(2).zip(w.row32(i.v[vc + n])) {
+                pair[0] = f16::from_bits(x as u16).to_f32();
+                pair[1] = f16::from_bits((x >> 16) as u16).to_f32();
             }
         } else {
             for side in 0..2 {
                 let r = w.row32(i.v[vc + 2 * n + side]);
                 for (l, &x) in r.iter().enumerate() {
-                    rows[l / 4][l % 4 * 2 + side] = f32::from_bits(x);
+                    c[2 * l + side] = f32::from_bits(x);
                 }
             }
         }

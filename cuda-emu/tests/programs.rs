@@ -61,7 +61,8 @@ fn layer_norm() {
     let (x, table) = (noise(rows * width, 3), noise(3 * width, 4));
     let (at, image, row) = (d.floats("x", &x), d.floats("table", &table), d.words("rows", &[0]));
     let y = d.empty("y", (rows * width * 4) as u64);
-    let params = Params::new().u64(at).u64(image).u64(0).u64(row).u64(0).u32(3 * width as u32).u32(0).u32(1 << 30);
+    let params =
+        Params::new().u64(at).u64(image).u64(0).u64(row).u64(0).u32(3 * width as u32).u32(0).u32(1 << 30);
     let params = params.u64(y).u32(rows as u32).u32(rows as u32).u32(width as u32).u32(0).u32(2);
     d.run("ln_modulate_fwd_f32", rows.div_ceil(4) as u32, 128, &params).unwrap_or_else(|r| panic!("{r}"));
     let got = d.read_floats(y, rows * width);
@@ -111,7 +112,8 @@ fn sobolev_of_no_weight_is_the_identity() {
     let (pv, pr, pt) = (d.floats("v", &v), d.floats("v_ref", &r), d.floats("target", &t));
     let w = d.floats("weight", &[1.0 / (N * N) as f32; N * N]);
     let (dot, partial) = (d.empty("dot", planes as u64 * 8), d.empty("partial", (planes * N * N * 4) as u64));
-    let params = Params::new().u64(pv).u64(pr).u64(pt).u64(w).u64(dot).u64(partial).u32(planes as u32).f32(2.0);
+    let params =
+        Params::new().u64(pv).u64(pr).u64(pt).u64(w).u64(dot).u64(partial).u32(planes as u32).f32(2.0);
     d.run("sobolev_gap_fwd_64_f32", planes as u32, 256, &params).unwrap_or_else(|r| panic!("{r}"));
     let got = d.read_floats(partial, planes * N * N);
     let dots = d.read(dot, planes * 2);

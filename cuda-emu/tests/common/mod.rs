@@ -128,10 +128,106 @@ fn bytemuck_words(data: &[u32]) -> Vec<u8> {
 
 /// The text of a module of one kernel `k`.
 pub fn ptx(params: &str, body: &str) -> String {
-    let list: Vec<_> = params.split_whitespace().enumerate().map(|(n, t)| format!(".param .{t} p{n}")).collect();
+    let list: Vec<_> =
+        params.split_whitespace().enumerate().map(|(n, t)| format!(".param .{t} p{n}")).collect();
     format!(
         ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k({})\n{{\n.reg .pred %p<16>;\n.reg .b16 %h<32>;\n\
          .reg .b32 %r<64>;\n.reg .f32 %f<64>;\n.reg .b64 %rd<32>;\n.reg .f64 %fd<32>;\n{body}\nret;\n}}\n",
         list.join(", ")
     )
+}
+
+/// Registers of a type in [`ptx`]'s kernels.
+fn register(ty: &str, n: usize) -> String {
+    let set = match ty {
+        "pred" => "%p",
+        "f32" => "%f",
+        "f64" => "%fd",
+        _ if ty.ends_with("64") => "%rd",
+        _ if ty.ends_with("16") && ty != "x" || ty == "bf16" => "%h",
+        _ => "%r",
+    };
+    format!("{set}{}", n + 8)
+}
+
+/// Executes `op` on each row of operands, given as bits: what it gives, as bits. `types` is the destination's and the
+/// sources', such as `b32 b32 f32`; a source that begins with `=` is that text itself.
+pub fn eval(op: &str, types: &str, rows: &[Vec<u64>]) -> Vec<u64> {
+    let types: Vec<_> = types.split_whitespace().collect();
+    let (to, sources) = types.split_first().expect("a destination");
+    let mut body = String::from(
+        "ld.param.u64 %rd0, [p0];\nld.param.u64 %rd1, [p1];\nmov.u32 %r0, %ctaid.x;\nmov.u32 %r1, %tid.x;\n\
+         mad.lo.s32 %r0, %r0, 128, %r1;\nmul.wide.u32 %rd2, %r0, 64;\nadd.s64 %rd0, %rd0, %rd2;\n\
+         mul.wide.u32 %rd2, %r0, 8;\nadd.s64 %rd1, %rd1, %rd2;\n",
+    );
+    let mut list = vec![register(to, 0)];
+    let mut n = 0;
+    for ty in sources {
+        if let Some(text) = ty.strip_prefix('=') {
+            list.push(text.to_owned());
+            continue;
+        }
+        let r = register(ty, n + 1);
+        if *ty == "pred" {
+            body += &format!("ld.global.u32 %r7, [%rd0+{}];\nsetp.ne.u32 {r}, %r7, 0;\n", n * 8);
+        } else {
+            let bits = if ty.ends_with("64") {
+                64
+            } else if ty.ends_with("16") {
+                16
+            } else {
+                32
+            };
+            body += &format!("ld.global.b{bits} {r}, [%rd0+{}];\n", n * 8);
+        }
+        list.push(r);
+        n += 1;
+    }
+    body += &format!("{op} {};\n", list.join(", "));
+    let d = &list[0];
+    body += &match *to {
+        "pred" => format!("selp.b64 %rd3, 1, 0, {d};\nst.global.u64 [%rd1], %rd3;\n"),
+        t if t.ends_with("64") => format!("st.global.b64 [%rd1], {d};\n"),
+        t if t.ends_with("16") => format!("st.global.b16 [%rd1], {d};\n"),
+        _ => format!("st.global.b32 [%rd1], {d};\n"),
+    };
+    let device = Device::kernel("u64 u64", &body);
+    let count = rows.len().next_multiple_of(128);
+    let mut data = vec![0u32; count * 16];
+    for (at, row) in rows.iter().enumerate() {
+        for (j, v) in row.iter().enumerate() {
+            data[at * 16 + 2 * j] = *v as u32;
+            data[at * 16 + 2 * j + 1] = (*v >> 32) as u32;
+        }
+    }
+    let (from, out) = (device.words("in", &data), device.words("out", &vec![0; count * 2]));
+    device.ok(count as u32 / 128, 128, &Params::new().u64(from).u64(out));
+    let words = device.read(out, rows.len() * 2);
+    words.chunks(2).map(|w| u64::from(w[1]) << 32 | u64::from(w[0])).collect()
+}
+
+/// All tuples of the given values.
+pub fn tuples(values: &[u64], arity: usize) -> Vec<Vec<u64>> {
+    (0..arity).fold(vec![vec![]], |rows, _| {
+        rows.iter().flat_map(|r| values.iter().map(move |v| [&r[..], &[*v]].concat())).collect()
+    })
+}
+
+/// Checks an instruction on rows of operands against a function of them.
+pub fn check(op: &str, types: &str, rows: &[Vec<u64>], want: impl Fn(&[u64]) -> u64) {
+    for (row, got) in rows.iter().zip(eval(op, types, rows)) {
+        assert_eq!(got, want(row), "{op} of {row:#x?}: {got:#x}, not {:#x}", want(row));
+    }
+}
+
+/// Values that repeat no pattern.
+pub fn random(n: usize, seed: u64) -> Vec<u64> {
+    let mut s = seed;
+    let mut next = || {
+        s = s.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (s ^ (s >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    (0..n).map(|_| next()).collect()
 }

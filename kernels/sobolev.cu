@@ -46,16 +46,16 @@ template <> struct Radices<16> {
     static constexpr int R1 = 4, R2 = 4;
 };
 
-// The factor exp(SIGN·2πi·j·k/N) for k = 1 .. R1−1 onto v[k]. A power is the product of two of half its exponent: at
-// most 3 roundings deep, where one sine for each would cost more than they give away.
-template <int N, int SIGN, int R1> __device__ __forceinline__ void turn(Complex (&v)[R1], int j) {
-    Complex power[R1];
-    sincospif(2.0f * (float)j / (float)N, &power[1].y, &power[1].x);
-    power[1].y = SIGN * power[1].y;
+// The factor exp(SIGN·2πi·j·k/N) for k = 1 .. R1−1 onto v[k]; roots[i] = exp(−2πi·i/N). Both directions read one table:
+// were the powers multiplied up in each, the two would be rounded apart, and their phases' difference times ⟨d, A d⟩
+// would be in every gap.
+template <int SIGN, int R1>
+__device__ __forceinline__ void turn(Complex (&v)[R1], const Complex* __restrict__ roots, int j) {
 #pragma unroll
-    for (int k = 2; k < R1; k++) power[k] = power[k / 2] * power[k - k / 2];
-#pragma unroll
-    for (int k = 1; k < R1; k++) v[k] = v[k] * power[k];
+    for (int k = 1; k < R1; k++) {
+        Complex root = roots[j * k];
+        v[k] = v[k] * Complex{root.x, SIGN < 0 ? root.y : -root.y};
+    }
 }
 
 // sobolev_gap_fwd_64, sobolev_gap_fwd_32, sobolev_gap_fwd_16, sobolev_gap_fwd_8: gap and gradient of square planes
@@ -80,7 +80,7 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
     // Of the weight's quarter, whose rows a warp reads at once: a pitch that keeps them in banks of their own, and row
     // 32, which none keeps from row 0, 4 further.
     constexpr int HALF = N / 2 + 1, PITCH = N == 16 ? HALF + 1 : HALF;
-    __shared__ Complex plane[N * STRIDE];
+    __shared__ Complex plane[N * STRIDE], roots[N];
     __shared__ float quarter[HALF * PITCH + 4];
     __shared__ double scratch[THREADS / 32];
     int tid = threadIdx.x;
@@ -94,6 +94,8 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
     auto place = [](int row, int column) { return row * PITCH + (N == 64 && row == 32 ? 4 : 0) + column; };
     for (int i = tid; i < HALF * PITCH; i += THREADS)
         if (i % PITCH < HALF) quarter[place(i / PITCH, i % PITCH)] = weight[i / PITCH * N + i % PITCH];
+    if (tid < N) sincospif(-2.0f * (float)tid / (float)N, &roots[tid].y, &roots[tid].x);
+    __syncthreads();
 
     // Columns, pass one: from global memory. Lane = column.
 #pragma unroll
@@ -109,7 +111,7 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
                 z[r] = {a - b, (a - t) + (b - t)};
             }
             small_dft<R1, -1>(z);
-            turn<N, -1, R1>(z, j);
+            turn<-1>(z, roots, j);
 #pragma unroll
             for (int k = 0; k < R1; k++) plane[(j + R2 * k) * STRIDE + col] = z[k];
         }
@@ -135,7 +137,7 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
 #pragma unroll
         for (int r = 0; r < R1; r++) z[r] = plane[row * STRIDE + j + R2 * r];
         small_dft<R1, -1>(z);
-        turn<N, -1, R1>(z, j);
+        turn<-1>(z, roots, j);
 #pragma unroll
         for (int k = 0; k < R1; k++) plane[row * STRIDE + j + R2 * k] = z[k];
     }
@@ -163,7 +165,7 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
         int row = task % N, j = task / N;
 #pragma unroll
         for (int k = 0; k < R1; k++) z[k] = plane[row * STRIDE + j + R2 * k];
-        turn<N, 1, R1>(z, j);
+        turn<1>(z, roots, j);
         small_dft<R1, 1>(z);
 #pragma unroll
         for (int r = 0; r < R1; r++) plane[row * STRIDE + j + R2 * r] = z[r];
@@ -192,7 +194,7 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
             Complex z[R1];
 #pragma unroll
             for (int k = 0; k < R1; k++) z[k] = plane[(j + R2 * k) * STRIDE + col];
-            turn<N, 1, R1>(z, j);
+            turn<1>(z, roots, j);
             small_dft<R1, 1>(z);
 #pragma unroll
             for (int r = 0; r < R1; r++) {

@@ -7,8 +7,8 @@ use super::abi::{Out, driver_api};
 use super::error::{Answer, Code};
 use super::state::{self, Handle};
 
-/// The driver version that is reported, as CUDA writes it: 13.0.
-pub const VERSION: c_int = 13_000;
+/// The driver version that is reported, as CUDA writes it: 13.2, the newest whose PTX was tried.
+pub const VERSION: c_int = 13_020;
 /// Threads of a block, at most.
 pub const BLOCK_THREADS: u32 = 1024;
 /// Threads of a block along x, y and z, at most.

@@ -61,6 +61,22 @@ pub enum Error {
         /// What the compiler said.
         log: String,
     },
+    /// The CUDA driver, a device, or something asked of them.
+    #[error("CUDA, {doing}: {detail}")]
+    Cuda {
+        /// The thing, or what was being done.
+        doing: String,
+        /// What the driver says, the numbers, and what to do.
+        detail: String,
+    },
+    /// A device has no memory left.
+    #[error("out of memory on {device}: {detail}")]
+    Memory {
+        /// The device.
+        device: String,
+        /// What was wanted, what there is, what to do.
+        detail: String,
+    },
     /// A loss, gradient or weight stopped being a number.
     #[error(
         "stage {stage}, step {step}: {tensor} is not finite ({value}); lower {stage}.lr or look at the data of this step. {saved}"
@@ -101,6 +117,10 @@ impl Error {
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { path, source }
+    }
+    /// Something asked of CUDA.
+    pub fn cuda(doing: &str, detail: impl Into<String>) -> Self {
+        Self::Cuda { doing: doing.into(), detail: detail.into() }
     }
     /// A malformed file.
     pub fn format(path: impl AsRef<Path>, detail: impl Into<String>) -> Self {

@@ -105,7 +105,7 @@ impl Op for Tail {
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         let outputs: Vec<Tensor> = inputs.iter().map(|&t| t.clone()).collect();
         inputs.iter().for_each(|t| save.keep_whole(&t.leading(self.lead)));
-        Ok(vec![Tensor::scalar(inputs[0].device(), scalar(&outputs, self.lead) as f32)])
+        Ok(vec![Tensor::scalar(inputs[0].device(), scalar(&outputs, self.lead) as f32)?])
     }
     fn backward(
         &self,

@@ -33,7 +33,7 @@ impl ParamSet {
     pub fn new(device: &Device, params: Vec<(String, Vec<usize>, Vec<f32>)>) -> Result<Self> {
         let shapes: Vec<Vec<usize>> = params.iter().map(|p| p.1.clone()).collect();
         let flat = || FlatBuffer::zeros(device, &shapes);
-        let (mut master, grad, m, v) = (flat(), flat(), flat(), flat());
+        let (mut master, grad, m, v) = (flat()?, flat()?, flat()?, flat()?);
         let mut at = 0;
         let mut index = HashMap::new();
         let mut names = Vec::new();
@@ -152,10 +152,11 @@ impl ParamSet {
 
     /// Keeps a running average of the masters from now on: after update n it is `d·average + (1 − d)·master` with
     /// `d = min(decay, (1 + n)/(10 + n))`, so that a short run is not averaged with its beginning.
-    pub fn keep_average(&mut self, device: &Device, decay: f32) {
-        let mut values = FlatBuffer::zeros(device, &self.shapes);
+    pub fn keep_average(&mut self, device: &Device, decay: f32) -> Result<()> {
+        let mut values = FlatBuffer::zeros(device, &self.shapes)?;
         values.all_mut().copy_from_slice(self.master.all());
         self.average = Some(Average { decay, values });
+        Ok(())
     }
 
     /// Runs `with` while the masters are their running average, if one is kept.
@@ -212,7 +213,7 @@ mod tests {
         let list = vec![("a".to_owned(), vec![2], vec![1.0, -1.0]), ("b".to_owned(), vec![1], vec![4.0])];
         let mut p = ParamSet::new(&device, list).unwrap();
         if average {
-            p.keep_average(&device, 0.5);
+            p.keep_average(&device, 0.5).unwrap();
         }
         p
     }

@@ -61,7 +61,7 @@ impl Edge {
     fn tracked(&self) -> bool {
         self.source != Source::Constant
     }
-    fn fresh(&self) -> Tensor {
+    fn fresh(&self) -> Result<Tensor> {
         Tensor::empty(&self.device, &self.shape)
     }
 }
@@ -180,6 +180,9 @@ impl<'a> Tape<'a> {
     /// does, or, when input 0 is a constant, as many as the tape says.
     pub fn apply(&self, op: impl Op + 'a, inputs: &[&Var]) -> Result<Vec<Var>> {
         let values: Vec<&Tensor> = inputs.iter().map(|v| &v.value).collect();
+        if !op.cuda() && values.iter().any(|t| t.device().gpu().is_some()) {
+            return Err(Error::shape(op.name(), "has no CUDA kernels yet; use --device cpu"));
+        }
         let needs: Vec<bool> = inputs.iter().map(|v| v.tracked()).collect();
         if !self.recording || !needs.contains(&true) {
             return Ok(op.forward(&values, &mut Save::nothing())?.into_iter().map(Var::constant).collect());
@@ -254,9 +257,8 @@ impl<'a> Tape<'a> {
                 seed
             }
             None => {
-                let mut ones = root.edge().fresh();
-                ones.f32_mut().fill(1.0);
-                ones
+                let shape = root.edge().shape;
+                Tensor::from_slice(root.value.device(), &shape, &vec![1.0; shape.iter().product()])?
             }
         };
         self.backward_many(vec![(root.clone(), seed)])
@@ -267,7 +269,7 @@ impl<'a> Tape<'a> {
         let mut grads: Vec<Vec<Option<Tensor>>> = nodes.iter().map(|n| vec![None; n.outputs]).collect();
         let mut leaves = self.leaves.borrow_mut();
         for (root, seed) in roots {
-            deposit(&root.edge(), seed, &mut grads, &mut leaves);
+            deposit(&root.edge(), seed, &mut grads, &mut leaves)?;
         }
         while let Some(node) = nodes.pop() {
             let out = grads.pop().expect("one entry per node");
@@ -293,7 +295,7 @@ impl<'a> Tape<'a> {
                     for v in node.inputs.iter().filter(|v| v.tracked()) {
                         let leaf = inside.next().expect("one leaf per tracked input");
                         if let (true, Some(grad)) = (leaf.written, leaf.grad) {
-                            deposit(v, grad, &mut grads, &mut leaves);
+                            deposit(v, grad, &mut grads, &mut leaves)?;
                         }
                     }
                 }
@@ -321,21 +323,21 @@ impl<'a> Tape<'a> {
 }
 
 /// Takes the slot of `var` out of where its gradient accumulates.
-fn slot_of(var: &Edge, grads: &mut [Vec<Option<Tensor>>], leaves: &mut Leaves) -> Slot {
-    match var.source {
+fn slot_of(var: &Edge, grads: &mut [Vec<Option<Tensor>>], leaves: &mut Leaves) -> Result<Slot> {
+    Ok(match var.source {
         Source::Node { node, output } => match grads[node][output].take() {
             Some(grad) => Slot { grad, accumulate: true },
-            None => Slot { grad: var.fresh(), accumulate: false },
+            None => Slot { grad: var.fresh()?, accumulate: false },
         },
         Source::Leaf(LeafId(i)) => {
             let leaf = &mut leaves.entries[i];
             match leaf.grad.take() {
                 Some(grad) => Slot { grad, accumulate: leaf.written },
-                None => Slot { grad: var.fresh(), accumulate: false },
+                None => Slot { grad: var.fresh()?, accumulate: false },
             }
         }
         Source::Constant => unreachable!("a constant has no slot"),
-    }
+    })
 }
 
 fn put_back(var: &Edge, grad: Tensor, grads: &mut [Vec<Option<Tensor>>], leaves: &mut Leaves) {
@@ -346,12 +348,13 @@ fn put_back(var: &Edge, grad: Tensor, grads: &mut [Vec<Option<Tensor>>], leaves:
     }
 }
 
-fn deposit(var: &Edge, grad: Tensor, grads: &mut [Vec<Option<Tensor>>], leaves: &mut Leaves) {
+fn deposit(var: &Edge, grad: Tensor, grads: &mut [Vec<Option<Tensor>>], leaves: &mut Leaves) -> Result<()> {
     if var.tracked() {
-        let mut slot = slot_of(var, grads, leaves);
-        slot.put(grad.f32());
+        let mut slot = slot_of(var, grads, leaves)?;
+        slot.add(&grad)?;
         put_back(var, slot.grad, grads, leaves);
     }
+    Ok(())
 }
 
 fn backward_op(
@@ -372,18 +375,20 @@ fn backward_op(
     let mut slots: Vec<Option<Slot>> = inputs
         .iter()
         .zip(&private)
-        .map(|(v, &private)| match (v.tracked(), private) {
-            (false, _) => None,
-            (true, false) => Some(slot_of(v, grads, leaves)),
-            (true, true) => Some(Slot { grad: v.fresh(), accumulate: false }),
+        .map(|(v, &private)| {
+            Ok(match (v.tracked(), private) {
+                (false, _) => None,
+                (true, false) => Some(slot_of(v, grads, leaves)?),
+                (true, true) => Some(Slot { grad: v.fresh()?, accumulate: false }),
+            })
         })
-        .collect();
+        .collect::<Result<_>>()?;
     op.backward(saved, &out, &mut slots)?;
     for (i, (v, slot)) in inputs.iter().zip(slots).enumerate() {
         let Some(mut slot) = slot else { continue };
         if private[i] {
             mutation::scale(op.name(), i, slot.grad.f32_mut());
-            deposit(v, slot.grad, grads, leaves);
+            deposit(v, slot.grad, grads, leaves)?;
         } else {
             put_back(v, slot.grad, grads, leaves);
         }

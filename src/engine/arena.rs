@@ -1,9 +1,13 @@
 //! A device and its caching arena: size classes, free lists, exact accounting.
 //!
 //! Blocks are never returned to the system while the device lives, so from the second training step on every request
-//! is served from a free list and addresses repeat. The same size-class logic is meant for every device kind.
+//! is served from a free list and addresses repeat. The same size-class logic serves every kind of device; on the
+//! emulator each block is nevertheless an allocation of its own, of its exact size, so that its checks see where a
+//! buffer ends and when its life does.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use super::cuda::{Driver, Gpu};
+use crate::{Error, Result};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +22,8 @@ pub struct Device(Arc<Inner>);
 struct Inner {
     poison: bool,
     arena: Mutex<Arena>,
+    /// `None`: the CPU.
+    gpu: Option<Gpu>,
 }
 
 #[derive(Default)]
@@ -50,14 +56,33 @@ pub fn size_class(bytes: usize) -> usize {
 }
 
 impl Device {
+    fn new(poison: bool, gpu: Option<Gpu>) -> Self {
+        Self(Arc::new(Inner { poison, arena: Mutex::default(), gpu }))
+    }
+
     /// The CPU, with an arena of its own.
     pub fn cpu() -> Self {
-        Self(Arc::new(Inner { poison: cfg!(debug_assertions), arena: Mutex::default() }))
+        Self::new(cfg!(debug_assertions), None)
     }
 
     /// A CPU device that fills every fresh f32 buffer with NaN, so that a result nobody wrote is seen. For tests.
     pub fn cpu_poisoned() -> Self {
-        Self(Arc::new(Inner { poison: true, arena: Mutex::default() }))
+        Self::new(true, None)
+    }
+
+    /// CUDA device `ordinal` of this machine.
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        Ok(Self::new(cfg!(debug_assertions), Some(Gpu::open(Driver::Nvidia, ordinal)?)))
+    }
+
+    /// `cuda-emu`: the CUDA kernels, interpreted on the CPU under checks. It sees for itself what was never written.
+    pub fn emu() -> Result<Self> {
+        Ok(Self::new(false, Some(Gpu::open(Driver::Emulator, 0)?)))
+    }
+
+    /// The CUDA device behind the handle; `None` on the CPU.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.0.gpu.as_ref()
     }
 
     /// Memory accounting so far.
@@ -74,49 +99,112 @@ impl Device {
         self.0.arena.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A block of at least `bytes`, holding zeros or what its last user left; give it back with [`Device::release`] and the same `bytes`.
-    pub(super) fn acquire(&self, bytes: usize) -> NonNull<u8> {
+    /// A block of at least `bytes`, holding zeros or what its last user left (on a CUDA device anything); give it back
+    /// with [`Device::release`] and the same `bytes`.
+    pub(super) fn acquire(&self, bytes: usize) -> Result<NonNull<u8>> {
         let class = size_class(bytes);
         let mut arena = self.arena();
+        let found = arena.free.get_mut(&class).and_then(Vec::pop);
+        let ptr = match found {
+            Some(ptr) => ptr,
+            None => {
+                let ptr = match self.0.obtain(bytes)? {
+                    Some(ptr) => ptr,
+                    // What lies idle in other classes may be enough.
+                    None => {
+                        arena.give_back(&self.0);
+                        self.0.obtain(bytes)?.ok_or_else(|| self.out_of_memory(bytes, arena.stats))?
+                    }
+                };
+                arena.stats.reserved += class;
+                ptr
+            }
+        };
         arena.stats.live += class;
         arena.stats.peak = arena.stats.peak.max(arena.stats.live);
-        if let Some(ptr) = arena.free.get_mut(&class).and_then(Vec::pop) {
-            return ptr;
-        }
-        arena.stats.reserved += class;
-        drop(arena);
-        let layout = layout(class);
-        // SAFETY: the class, hence the layout's size, is at least 64.
-        let ptr = unsafe { alloc_zeroed(layout) };
-        NonNull::new(ptr).unwrap_or_else(|| handle_alloc_error(layout))
+        Ok(ptr)
     }
 
     pub(super) fn release(&self, ptr: NonNull<u8>, bytes: usize) {
         let class = size_class(bytes);
         let mut arena = self.arena();
         arena.stats.live -= class;
-        arena.free.entry(class).or_default().push(ptr);
+        if let Some(gpu) = self.gpu().filter(|gpu| gpu.exact()) {
+            gpu.free(ptr.as_ptr() as u64);
+            arena.stats.reserved -= class;
+        } else {
+            arena.free.entry(class).or_default().push(ptr);
+        }
+    }
+
+    fn out_of_memory(&self, bytes: usize, stats: ArenaStats) -> Error {
+        let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        let free = match self.gpu().and_then(|gpu| gpu.memory().ok()) {
+            Some((free, total)) => format!("{} of {} are free", mib(free), mib(total)),
+            None => "the system has no more".into(),
+        };
+        Error::Memory {
+            device: format!("{self:?}"),
+            detail: format!(
+                "{} are wanted; {free}, {} are in use here (at most {} so far); a smaller batch or `recompute` needs less",
+                mib(bytes),
+                mib(stats.live),
+                mib(stats.peak)
+            ),
+        }
     }
 }
 
-fn layout(class: usize) -> Layout {
-    Layout::from_size_align(class, ALIGN).expect("a size class is far below isize::MAX")
+impl Inner {
+    /// Fresh memory for `bytes`, or `None` when there is none left.
+    fn obtain(&self, bytes: usize) -> Result<Option<NonNull<u8>>> {
+        match &self.gpu {
+            Some(gpu) => {
+                let bytes = if gpu.exact() { bytes.max(1) } else { size_class(bytes) };
+                Ok(gpu.allocate(bytes)?.and_then(|ptr| NonNull::new(ptr as *mut u8)))
+            }
+            // SAFETY: the class, hence the layout's size, is at least 64.
+            None => Ok(layout(size_class(bytes)).and_then(|l| NonNull::new(unsafe { alloc_zeroed(l) }))),
+        }
+    }
 }
 
-impl Drop for Arena {
-    fn drop(&mut self) {
-        for (&class, blocks) in &self.free {
-            for &ptr in blocks {
-                // SAFETY: every block in the list of `class` was allocated by `acquire` with this very layout.
-                unsafe { dealloc(ptr.as_ptr(), layout(class)) };
+/// `None` for what no machine can hold.
+fn layout(class: usize) -> Option<Layout> {
+    Layout::from_size_align(class, ALIGN).ok()
+}
+
+impl Arena {
+    /// Gives every idle block back to the system.
+    fn give_back(&mut self, of: &Inner) {
+        for (class, blocks) in std::mem::take(&mut self.free) {
+            self.stats.reserved -= class * blocks.len();
+            for ptr in blocks {
+                match (&of.gpu, layout(class)) {
+                    (Some(gpu), _) => gpu.free(ptr.as_ptr() as u64),
+                    // SAFETY: every block in the list of `class` was allocated by `obtain` with this very layout.
+                    (None, Some(layout)) => unsafe { dealloc(ptr.as_ptr(), layout) },
+                    (None, None) => unreachable!("a block of {class} bytes was allocated"),
+                }
             }
         }
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let mut arena = std::mem::take(&mut *self.arena.lock().unwrap_or_else(PoisonError::into_inner));
+        arena.give_back(self);
+    }
+}
+
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("cpu")
+        match self.gpu() {
+            None => f.write_str("cpu"),
+            Some(gpu) if gpu.driver() == Driver::Emulator => f.write_str("emu"),
+            Some(gpu) => write!(f, "cuda:{}", gpu.properties().ordinal),
+        }
     }
 }
 
@@ -142,12 +230,18 @@ mod tests {
     #[test]
     fn blocks_are_reused_and_counted() {
         let d = Device::cpu();
-        let a = d.acquire(1000);
+        let a = d.acquire(1000).unwrap();
         d.release(a, 1000);
-        let b = d.acquire(1001);
+        let b = d.acquire(1001).unwrap();
         assert_eq!(a, b);
         assert_eq!(d.stats(), ArenaStats { live: 1024, peak: 1024, reserved: 1024 });
         d.release(b, 1001);
         assert_eq!(d.stats().live, 0);
+    }
+
+    #[test]
+    fn too_much_is_an_error_with_the_numbers() {
+        let e = Device::cpu().acquire(1 << 60).unwrap_err().to_string();
+        assert!(e.contains("cpu") && e.contains("1099511627776.0 MiB are wanted"), "{e}");
     }
 }

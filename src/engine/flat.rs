@@ -5,6 +5,7 @@
 
 use super::arena::Device;
 use super::tensor::{DType, Tensor};
+use crate::Result;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -16,9 +17,9 @@ pub struct FlatBuffer {
 
 impl FlatBuffer {
     /// Zeros for parts of these shapes.
-    pub fn zeros(device: &Device, shapes: &[Vec<usize>]) -> Self {
+    pub fn zeros(device: &Device, shapes: &[Vec<usize>]) -> Result<Self> {
         let total = shapes.iter().map(|s| s.iter().product::<usize>()).sum();
-        let whole = Arc::new(Tensor::zeros(device, &[total]));
+        let whole = Arc::new(Tensor::zeros(device, &[total])?);
         let mut at = 0;
         let parts = shapes
             .iter()
@@ -34,7 +35,7 @@ impl FlatBuffer {
                 Some(part)
             })
             .collect();
-        Self { whole, parts }
+        Ok(Self { whole, parts })
     }
 
     /// Number of f32 values.
@@ -95,7 +96,7 @@ mod tests {
 
     #[test]
     fn parts_and_whole_are_the_same_memory_and_exclude_each_other() {
-        let mut f = FlatBuffer::zeros(&Device::cpu(), &[vec![2, 2], vec![3]]);
+        let mut f = FlatBuffer::zeros(&Device::cpu(), &[vec![2, 2], vec![3]]).unwrap();
         f.all_mut().copy_from_slice(&[0., 1., 2., 3., 4., 5., 6.]);
         assert_eq!(f.part(1).f32(), [4., 5., 6.]);
         let mut p = f.take(0);

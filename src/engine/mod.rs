@@ -4,13 +4,12 @@
 //! method. All `unsafe` of the crate lives on this floor.
 
 pub mod arena;
+pub mod cuda;
 pub mod flat;
-#[cfg(feature = "cuda")]
 pub mod jit;
 pub mod kernels;
 mod map;
 pub mod matmul;
-#[cfg(feature = "cuda")]
 pub mod nvrtc;
 pub mod par;
 pub mod random;

@@ -4,6 +4,10 @@
 //! The normals (Box–Muller) use a logarithm and a sine/cosine built from correctly rounded `+ − × ÷ √` alone, in a
 //! written order and without contraction, so any IEEE-754 device that follows the same steps draws the same bits.
 
+use super::arena::Device;
+use super::tensor::Tensor;
+use crate::Result;
+
 const M0: u32 = 0xD251_1F53;
 const M1: u32 = 0xCD9E_8D57;
 const W0: u32 = 0x9E37_79B9;
@@ -67,6 +71,26 @@ impl Philox {
         let (a, b) = box_muller(w[0], w[1]);
         let (c, d) = box_muller(w[2], w[3]);
         [a, b, c, d]
+    }
+
+    /// Where a CUDA kernel begins to draw, in the device's memory: seed, stream and the number of the first normal, each
+    /// as the 8 bytes of two elements.
+    pub(crate) fn on(&self, device: &Device, first: u64) -> Result<Tensor> {
+        Tensor::of_words(device, &[self.seed, self.stream, first])
+    }
+
+    /// The standard normals number `first..` of this stream as a tensor; the same bits on every device.
+    pub fn tensor(&self, device: &Device, shape: &[usize], first: u64) -> Result<Tensor> {
+        let mut out = Tensor::empty(device, shape)?;
+        let Some(gpu) = device.gpu() else {
+            self.normals(first, out.f32_mut());
+            return Ok(out);
+        };
+        let (at, n) = (self.on(device, first)?, out.len());
+        let kernel = gpu.kernel("philox.cu", "philox_normal_f32")?;
+        let blocks = (n / 4 + 2).div_ceil(256).min(8 * gpu.properties().multiprocessors.max(1) as usize);
+        gpu.launch(&kernel, [blocks, 1, 1], 256).read(&at).write(&mut out).value(n as i64).run()?;
+        Ok(out)
     }
 
     /// A sequential reader of this stream, for host-side draws (crops, parameters).

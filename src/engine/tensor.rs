@@ -27,6 +27,17 @@ impl DType {
             Self::Bf16 => 2,
         }
     }
+    /// As kernels' names end.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+    /// Elements of the widest load.
+    pub(crate) const fn per_16_bytes(self) -> usize {
+        16 / self.size()
+    }
 }
 
 pub(super) struct Storage {
@@ -67,61 +78,114 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// An uninitialised-in-meaning tensor: all of it must be written before it is read (NaN on a poisoning device,
+    /// An uninitialised-in-meaning f32 tensor: all of it must be written before it is read (NaN on a poisoning device,
     /// left-over values else).
-    pub fn empty(device: &Device, shape: &[usize]) -> Self {
-        let mut t = Self::allocate(device, shape, DType::F32);
-        if device.poison() {
-            t.f32_mut().fill(f32::NAN);
-        }
-        t
+    pub fn empty(device: &Device, shape: &[usize]) -> Result<Self> {
+        Self::empty_as(device, shape, DType::F32)
     }
 
-    fn allocate(device: &Device, shape: &[usize], dtype: DType) -> Self {
-        let bytes = shape.iter().product::<usize>() * dtype.size();
-        let ptr = device.acquire(bytes);
+    /// The same in `dtype`.
+    pub fn empty_as(device: &Device, shape: &[usize], dtype: DType) -> Result<Self> {
+        let t = Self::allocate(device, shape, dtype)?;
+        // In both types all ones is NaN.
+        if device.poison() { t.filled(u8::MAX) } else { Ok(t) }
+    }
+
+    fn allocate(device: &Device, shape: &[usize], dtype: DType) -> Result<Self> {
+        let bytes = shape.iter().try_fold(dtype.size(), |n, &side| n.checked_mul(side));
+        let bytes = bytes.filter(|&n| n <= isize::MAX as usize / 2).ok_or_else(|| {
+            Error::shape("tensor", format!("{shape:?} of {dtype:?} is more than any machine can address"))
+        })?;
+        let ptr = device.acquire(bytes)?;
         let storage = Storage { ptr, bytes, device: device.clone(), owner: Owner::Arena };
-        Self { storage: Arc::new(storage), offset: 0, shape: shape.to_vec(), dtype }
+        Ok(Self { storage: Arc::new(storage), offset: 0, shape: shape.to_vec(), dtype })
+    }
+
+    /// Every byte of a fresh tensor set to `byte`.
+    fn filled(self, byte: u8) -> Result<Self> {
+        let Storage { ptr, bytes, device, .. } = &*self.storage;
+        match device.gpu() {
+            // SAFETY: the storage is fresh and has as many bytes.
+            Some(gpu) => unsafe { gpu.fill(ptr.as_ptr() as u64, byte, *bytes) }?,
+            // SAFETY: as above.
+            None => unsafe { ptr.as_ptr().write_bytes(byte, *bytes) },
+        }
+        Ok(self)
+    }
+
+    /// A fresh tensor that holds `data`.
+    fn holding<T: bytemuck::NoUninit>(
+        device: &Device,
+        shape: &[usize],
+        dtype: DType,
+        data: &[T],
+    ) -> Result<Self> {
+        if shape.iter().try_fold(1usize, |n, &side| n.checked_mul(side)) != Some(data.len()) {
+            return Err(Error::shape("tensor", format!("{} values do not fill shape {shape:?}", data.len())));
+        }
+        Self::of_bytes(device, shape, dtype, bytemuck::cast_slice(data))
+    }
+
+    fn of_bytes(device: &Device, shape: &[usize], dtype: DType, data: &[u8]) -> Result<Self> {
+        let t = Self::allocate(device, shape, dtype)?;
+        assert_eq!(data.len(), t.storage.bytes, "the caller counted the elements");
+        let ptr = t.storage.ptr;
+        match device.gpu() {
+            // SAFETY: the storage is fresh and has as many bytes.
+            Some(gpu) => unsafe { gpu.upload(ptr.as_ptr() as u64, data) }?,
+            // SAFETY: as above.
+            None => unsafe { ptr.as_ptr().copy_from_nonoverlapping(data.as_ptr(), data.len()) },
+        }
+        Ok(t)
     }
 
     /// All zeros.
-    pub fn zeros(device: &Device, shape: &[usize]) -> Self {
-        let mut t = Self::allocate(device, shape, DType::F32);
-        t.f32_mut().fill(0.0);
-        t
+    pub fn zeros(device: &Device, shape: &[usize]) -> Result<Self> {
+        Self::allocate(device, shape, DType::F32)?.filled(0)
     }
 
     /// A copy of `data`; its length must be the product of `shape`.
     pub fn from_slice(device: &Device, shape: &[usize], data: &[f32]) -> Result<Self> {
-        if shape.iter().product::<usize>() != data.len() {
-            return Err(Error::shape("tensor", format!("{} values do not fill shape {shape:?}", data.len())));
-        }
-        let mut t = Self::allocate(device, shape, DType::F32);
-        t.f32_mut().copy_from_slice(data);
-        Ok(t)
+        Self::holding(device, shape, DType::F32, data)
     }
 
     /// One number.
-    pub fn scalar(device: &Device, value: f32) -> Self {
-        let mut t = Self::allocate(device, &[], DType::F32);
-        t.f32_mut()[0] = value;
-        t
+    pub fn scalar(device: &Device, value: f32) -> Result<Self> {
+        Self::from_slice(device, &[], &[value])
     }
 
     /// A copy of `data` stored as bf16, rounded to nearest even.
     pub fn bf16_from_f32(device: &Device, shape: &[usize], data: &[f32]) -> Result<Self> {
-        if shape.iter().product::<usize>() != data.len() {
-            return Err(Error::shape("tensor", format!("{} values do not fill shape {shape:?}", data.len())));
+        let halves: Vec<bf16> = data.iter().map(|&v| bf16::from_f32(v)).collect();
+        Self::holding(device, shape, DType::Bf16, &halves)
+    }
+
+    /// 64-bit words for a kernel to read, each in the place of two f32.
+    pub(crate) fn of_words(device: &Device, words: &[u64]) -> Result<Self> {
+        let halves: &[f32] = bytemuck::cast_slice(words);
+        Self::from_slice(device, &[words.len(), 2], halves)
+    }
+
+    /// A copy on `device` (the handle itself where it is there already).
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        if self.device() == device {
+            return Ok(self.clone());
         }
-        let mut t = Self::allocate(device, shape, DType::Bf16);
-        let (ptr, n) = (t.storage.ptr.as_ptr().cast::<bf16>(), t.len());
-        debug_assert!(Arc::get_mut(&mut t.storage).is_some());
-        // SAFETY: the storage is fresh and unique, holds n bf16 of initialised bytes, and is 64-byte aligned.
-        let out = unsafe { std::slice::from_raw_parts_mut(ptr, n) };
-        for (o, &v) in out.iter_mut().zip(data) {
-            *o = bf16::from_f32(v);
+        let bytes = self.len() * self.dtype.size();
+        let mut host = vec![0u64; bytes.div_ceil(8)];
+        let host = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut host)[..bytes];
+        match self.device().gpu() {
+            // SAFETY: offset and length stay inside the storage by construction.
+            Some(gpu) => unsafe { gpu.download(self.address(), host) }?,
+            // SAFETY: as above; the bytes are initialised and nobody holds a `&mut` to them.
+            None => unsafe { host.as_mut_ptr().copy_from(self.address() as *const u8, bytes) },
         }
-        Ok(t)
+        Self::of_bytes(device, &self.shape, self.dtype, host)
+    }
+
+    /// The elements as f32 on the host, wherever and however they are stored. Waits for the device.
+    pub fn values(&self) -> Result<Vec<f32>> {
+        Ok(self.to(&Device::cpu())?.to_f32().into_owned())
     }
 
     /// Memory of somebody else as a tensor, without a copy; `owner` is kept alive as long as any handle.
@@ -238,36 +302,89 @@ impl Tensor {
         t
     }
 
-    /// f32 tensors of equal shape but for the first dimension, one after the other along it (a copy).
+    /// Tensors of equal shape but for the first dimension, one after the other along it (a copy).
     pub fn stack(parts: &[&Tensor]) -> Result<Self> {
         let first = parts.first().ok_or_else(|| Error::shape("stack", "nothing to stack"))?;
         let mut shape = first.shape.clone();
-        if let Some(bad) = parts.iter().find(|t| t.shape.get(1..) != shape.get(1..) || t.shape.is_empty()) {
-            return Err(Error::shape("stack", format!("{:?} beside {shape:?}", bad.shape)));
+        let fits = |t: &Tensor| t.shape.get(1..) == shape.get(1..) && t.dtype == first.dtype;
+        if let Some(bad) =
+            parts.iter().find(|t| t.shape.is_empty() || !fits(t) || t.device() != first.device())
+        {
+            return Err(Error::shape("stack", format!("{bad:?} beside {first:?}")));
         }
         shape[0] = parts.iter().map(|t| t.shape[0]).sum();
-        let mut out = Self::allocate(first.device(), &shape, DType::F32);
-        let mut rest = out.f32_mut();
+        let mut out = Self::allocate(first.device(), &shape, first.dtype)?;
+        let mut at = out.address_mut()?;
         for t in parts {
-            let (head, tail) = rest.split_at_mut(t.len());
-            head.copy_from_slice(t.f32());
-            rest = tail;
+            let bytes = t.len() * t.dtype.size();
+            match t.device().gpu() {
+                // SAFETY: `out` has room for all parts one after the other, and is fresh.
+                Some(gpu) => unsafe { gpu.copy(at, t.address(), bytes) }?,
+                // SAFETY: as above.
+                None => unsafe { (at as *mut u8).copy_from_nonoverlapping(t.address() as *const u8, bytes) },
+            }
+            at += bytes as u64;
         }
         Ok(out)
     }
 
-    /// The elements of an f32 tensor.
+    /// The address of the first element on the tensor's device, to be read.
+    pub(crate) fn address(&self) -> u64 {
+        self.storage.ptr.as_ptr() as u64 + (self.offset * self.dtype.size()) as u64
+    }
+
+    /// The address of the first element on the tensor's device, to be written: the handle must be the only one.
+    pub(crate) fn address_mut(&mut self) -> Result<u64> {
+        if self.is_unique() {
+            return Ok(self.address());
+        }
+        Err(Error::shape("tensor", format!("{self:?} is to be written, but another handle on it exists")))
+    }
+
+    /// Overwrites the elements with those of `x`, which is as large, of the same dtype and on the same CUDA device. The
+    /// handle must be the only one.
+    pub(crate) fn copy_from(&mut self, x: &Tensor) -> Result<()> {
+        let gpu = self.device().gpu().filter(|_| self.device() == x.device());
+        if gpu.is_none() || self.len() != x.len() || self.dtype != x.dtype {
+            return Err(Error::shape("copy", format!("{x:?} into {self:?}")));
+        }
+        let (device, to, bytes) = (self.device().clone(), self.address_mut()?, x.len() * x.dtype.size());
+        let Some(gpu) = device.gpu() else { return Ok(()) };
+        // SAFETY: both ranges are inside their storages; the written one has no other handle, so they do not overlap.
+        unsafe { gpu.copy(to, x.address(), bytes) }
+    }
+
+    /// Sets entries `first..` of the first dimension of an f32 tensor to zero. The handle must be the only one.
+    pub(crate) fn zero_from(&mut self, first: usize) -> Result<()> {
+        let skipped = first * self.stride0();
+        let (at, bytes) = (self.address_mut()?, self.len().saturating_sub(skipped) * self.dtype.size());
+        let at = at + (skipped * self.dtype.size()) as u64;
+        match self.device().gpu() {
+            // SAFETY: inside the storage; the handle is unique.
+            Some(gpu) => unsafe { gpu.fill(at, 0, bytes) },
+            None => {
+                let skipped = skipped.min(self.len());
+                self.f32_mut()[skipped..].fill(0.0);
+                Ok(())
+            }
+        }
+    }
+
+    /// The address of the first element in host memory.
+    fn host(&self) -> *mut u8 {
+        assert!(self.device().gpu().is_none(), "{self:?} is not in host memory: copy it there first");
+        self.address() as *mut u8
+    }
+
+    /// The elements of an f32 tensor in host memory.
     ///
     /// # Panics
-    /// When the tensor is not f32; ops check the dtype of what they are given first.
+    /// When the tensor is not f32 or on a CUDA device; ops check the dtype of what they are given first.
     pub fn f32(&self) -> &[f32] {
         assert!(self.dtype == DType::F32, "an f32 tensor was expected, this one is {:?}", self.dtype);
-        // SAFETY: offset and length stay inside the storage by construction; the arena hands out initialised
-        // bytes; nobody holds
-        // a `&mut` to them, which needs a unique handle.
-        unsafe {
-            std::slice::from_raw_parts(self.storage.ptr.as_ptr().cast::<f32>().add(self.offset), self.len())
-        }
+        // SAFETY: offset and length stay inside the storage by construction; the arena hands out initialised bytes;
+        // nobody holds a `&mut` to them, which needs a unique handle.
+        unsafe { std::slice::from_raw_parts(self.host().cast::<f32>(), self.len()) }
     }
 
     /// The elements of an f32 tensor nobody else holds.
@@ -282,12 +399,7 @@ impl Tensor {
             "a tensor is written through its only handle, and never where its values are lent"
         );
         // SAFETY: in bounds as in `f32`; the handle is unique and borrowed mutably.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                self.storage.ptr.as_ptr().cast::<f32>().add(self.offset),
-                self.len(),
-            )
-        }
+        unsafe { std::slice::from_raw_parts_mut(self.host().cast::<f32>(), self.len()) }
     }
 
     pub(super) fn is_unique(&mut self) -> bool {
@@ -301,10 +413,7 @@ impl Tensor {
             DType::F32 => self.f32().into(),
             DType::Bf16 => {
                 // SAFETY: as in `f32`, for a two-byte element.
-                let src = unsafe {
-                    let base = self.storage.ptr.as_ptr().cast::<bf16>().add(self.offset);
-                    std::slice::from_raw_parts(base, self.len())
-                };
+                let src = unsafe { std::slice::from_raw_parts(self.host().cast::<bf16>(), self.len()) };
                 src.iter().map(|v| v.to_f32()).collect::<Vec<_>>().into()
             }
         }
@@ -367,7 +476,7 @@ mod tests {
 
     #[test]
     fn fresh_tensors_are_poisoned_where_asked() {
-        assert!(Tensor::empty(&Device::cpu_poisoned(), &[5]).f32().iter().all(|v| v.is_nan()));
+        assert!(Tensor::empty(&Device::cpu_poisoned(), &[5]).unwrap().f32().iter().all(|v| v.is_nan()));
     }
 
     #[test]

@@ -187,7 +187,7 @@ impl AdapterFile {
             check_shapes(module, m.a.shape(), m.b.shape()).map_err(|detail| Error::format(dir, detail))?;
             tensors.push((format!("transformer.{module}.lora_A.weight"), m.a.clone()));
             tensors.push((format!("transformer.{module}.lora_B.weight"), m.b.clone()));
-            tensors.push((format!("transformer.{module}.alpha"), Tensor::scalar(m.a.device(), m.alpha)));
+            tensors.push((format!("transformer.{module}.alpha"), Tensor::scalar(m.a.device(), m.alpha)?));
         }
         let mut metadata = self.metadata.clone();
         metadata.entry("format".into()).or_insert_with(|| "pt".into());
@@ -536,7 +536,7 @@ mod tests {
         assert!(refused("[").contains("w.adapter_config.json"));
         // What diffusers put into the file itself wins over what lies beside it.
         let d = Device::cpu();
-        let pair = [(a, [2, 8]), (b, [8, 2])].map(|(k, s)| (k.to_owned(), Tensor::zeros(&d, &s)));
+        let pair = [(a, [2, 8]), (b, [8, 2])].map(|(k, s)| (k.to_owned(), Tensor::zeros(&d, &s).unwrap()));
         for prefix in ["", "transformer."] {
             let json =
                 format!(r#"{{"{prefix}r": 2, "{prefix}lora_alpha": 3, "text_encoder.lora_alpha": 9}}"#);

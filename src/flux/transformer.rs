@@ -240,8 +240,9 @@ impl<'a> Flux<'a> {
     /// `time(1000σ) + guidance(1000g) + pooled`, each an MLP with SiLU. `[rows, D]`
     fn time_embedding(&self, tape: &Tape<'a>, sigma: &[f32], guidance: &[f32], pooled: &Var) -> Result<Var> {
         let device = pooled.value().device();
-        let times =
-            |v: &[f32]| Var::constant(sinusoid(device, &v.iter().map(|v| v * 1000.0).collect::<Vec<_>>()));
+        let times = |v: &[f32]| -> Result<Var> {
+            Ok(Var::constant(sinusoid(device, &v.iter().map(|v| v * 1000.0).collect::<Vec<_>>())?))
+        };
         let mlp = |name: &str, x: &Var, sum: Option<&Var>| {
             let h =
                 self.linear(tape, &format!("time_text_embed.{name}.linear_1"), x, Epilogue::None, &[], None)?;
@@ -252,9 +253,9 @@ impl<'a> Flux<'a> {
                 None => self.linear(tape, &name, &h, Epilogue::None, &[], None),
             }
         };
-        let mut e = mlp("timestep_embedder", &times(sigma), None)?;
+        let mut e = mlp("timestep_embedder", &times(sigma)?, None)?;
         if self.config.guidance_embeds {
-            e = mlp("guidance_embedder", &times(guidance), Some(&e))?;
+            e = mlp("guidance_embedder", &times(guidance)?, Some(&e))?;
         }
         mlp("text_embedder", pooled, Some(&e))
     }

@@ -65,7 +65,7 @@ impl Op for Anchor {
             ));
         }
         let (anchor, mix) = self.errors(v, v_ref, target);
-        let mut gradient = Tensor::empty(v.device(), v_ref.shape());
+        let mut gradient = Tensor::empty(v.device(), v_ref.shape())?;
         let each = v_ref.stride0();
         let a = 2.0 * self.reference / (n * each) as f32;
         let m = 2.0 * self.flow_matching / (self.winners * each) as f32;
@@ -79,7 +79,7 @@ impl Op for Anchor {
         });
         save.keep(&gradient);
         let held = f64::from(self.reference) * anchor + f64::from(self.flow_matching) * mix;
-        Ok(vec![Tensor::scalar(v.device(), (f64::from(loss.item()) + held) as f32)])
+        Ok(vec![Tensor::scalar(v.device(), (f64::from(loss.item()) + held) as f32)?])
     }
     fn backward(
         &self,
@@ -108,7 +108,7 @@ mod tests {
     fn inputs(n: usize, more: usize) -> [Tensor; 4] {
         let d = Device::cpu_poisoned();
         let planes = |n: usize, seed| random(&d, &[n, 2, 3, 2], seed, 1.0);
-        [planes(n + more, 1), planes(n, 2), planes(n, 3), Tensor::scalar(&d, 0.7)]
+        [planes(n + more, 1), planes(n, 2), planes(n, 3), Tensor::scalar(&d, 0.7).unwrap()]
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl Op for Preference {
         }
         let gradient: Vec<f32> = gradient.into_iter().map(|g| g as f32).collect();
         save.keep(&Tensor::from_slice(gaps.device(), gaps.shape(), &gradient)?);
-        Ok(vec![Tensor::scalar(gaps.device(), loss as f32)])
+        Ok(vec![Tensor::scalar(gaps.device(), loss as f32)?])
     }
     fn backward(
         &self,

@@ -15,7 +15,7 @@ const NAME: &str = "flow_matching";
 pub fn noised(x: &Tensor, eps: &Tensor, sigma: &Tensor) -> Result<(Tensor, Tensor)> {
     check(x, eps, "eps", sigma)?;
     let (mut x_sigma, mut v_star) =
-        (Tensor::empty(x.device(), x.shape()), Tensor::empty(x.device(), x.shape()));
+        (Tensor::empty(x.device(), x.shape())?, Tensor::empty(x.device(), x.shape())?);
     let each = x.stride0().max(1);
     let samples = x_sigma.f32_mut().par_chunks_mut(each).zip(v_star.f32_mut().par_chunks_mut(each));
     let inputs = x.f32().par_chunks(each).zip(eps.f32().par_chunks(each)).zip(sigma.f32());
@@ -31,7 +31,7 @@ pub fn noised(x: &Tensor, eps: &Tensor, sigma: &Tensor) -> Result<(Tensor, Tenso
 /// The clean estimate x̂ a velocity stands for.
 pub fn clean_estimate(x_sigma: &Tensor, v: &Tensor, sigma: &Tensor) -> Result<Tensor> {
     check(x_sigma, v, "v", sigma)?;
-    let mut x = Tensor::empty(v.device(), v.shape());
+    let mut x = Tensor::empty(v.device(), v.shape())?;
     let each = v.stride0().max(1);
     let inputs = x_sigma.f32().par_chunks(each).zip(v.f32().par_chunks(each)).zip(sigma.f32());
     x.f32_mut().par_chunks_mut(each).zip(inputs).for_each(|(x, ((x_sigma, v), &sigma))| {
@@ -78,12 +78,14 @@ mod tests {
     #[test]
     fn refusals_carry_the_numbers() {
         let d = Device::cpu();
-        let x = Tensor::zeros(&d, &[2, 1, 2, 2]);
+        let x = Tensor::zeros(&d, &[2, 1, 2, 2]).unwrap();
         let sigma = |v: [f32; 2]| Tensor::from_slice(&d, &[2], &v).unwrap();
         let e = noised(&x, &x, &sigma([0.5, 1.5])).unwrap_err().to_string();
         assert!(e.contains("sample 1 is 1.5"), "{e}");
         assert!(noised(&x, &x, &sigma([f32::NAN, 0.0])).is_err());
-        let e = noised(&x, &Tensor::zeros(&d, &[2, 1, 2, 3]), &sigma([0.0, 1.0])).unwrap_err().to_string();
+        let e = noised(&x, &Tensor::zeros(&d, &[2, 1, 2, 3]).unwrap(), &sigma([0.0, 1.0]))
+            .unwrap_err()
+            .to_string();
         assert!(e.contains("eps has shape [2, 1, 2, 3]"), "{e}");
     }
 }

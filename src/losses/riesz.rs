@@ -138,12 +138,12 @@ mod tests {
             *v -= (inner[i / 128] / e[i / 128]) as f32 * a.f32()[i];
         }
         assert!(h_s_cosine(&a, &across, 1.5).unwrap().iter().all(|c| c.abs() < 1e-6));
-        assert_eq!(h_s_cosine(&a, &Tensor::zeros(&d, a.shape()), 1.5).unwrap(), [0.0; 3]);
+        assert_eq!(h_s_cosine(&a, &Tensor::zeros(&d, a.shape()).unwrap(), 1.5).unwrap(), [0.0; 3]);
     }
 
     #[test]
     fn nothing_to_follow_moves_nothing_and_bad_radii_are_refused() {
-        let g = Tensor::zeros(&Device::cpu(), &[2, 1, 4, 4]);
+        let g = Tensor::zeros(&Device::cpu(), &[2, 1, 4, 4]).unwrap();
         let riesz = Riesz::new(1.5);
         assert!(riesz.direction(&g, &[1.0, 1.0]).unwrap().f32().iter().all(|&v| v == 0.0));
         assert!(riesz.direction(&g, &[1.0]).unwrap_err().to_string().contains("1 radii for 2 samples"));

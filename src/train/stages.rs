@@ -175,7 +175,7 @@ impl Context<'_> {
             Some(name) => init::adapter(&self.flux, name, o, init, seed, &self.device)?,
         };
         if o.ema > 0.0 {
-            params.keep_average(&self.device, o.ema);
+            params.keep_average(&self.device, o.ema)?;
         }
         Ok(params)
     }
@@ -196,7 +196,7 @@ impl Context<'_> {
         let batch = sampler.batch(plan.stage as u64, index, o.batch, towards_bad)?;
         let x = self.planes(&batch, batch.bad.as_ref().unwrap_or(&batch.hq))?;
         let cond = self.tokens(&batch, &batch.cond)?;
-        let noise = self.noise(plan.stage, Use::Winner, index, x.shape());
+        let noise = self.noise(plan.stage, Use::Winner, index, x.shape())?;
         let sigma = self.sigmas(plan.stage, Use::SigmaWinner, index, batch.batch);
         let (weights, adapters) = plan.model(self.config, params)?;
         let flux = Flux { config: &self.flux, weights: &weights, adapters: &adapters };
@@ -275,8 +275,8 @@ impl Context<'_> {
         Ok(Pairs {
             loser: self.planes(batch, &batch.cond)?,
             cond: self.tokens(batch, &batch.cond)?,
-            noise_winner: self.noise(stage, Use::Winner, step, winner.shape()),
-            noise_loser: self.noise(stage, noise, step, winner.shape()),
+            noise_winner: self.noise(stage, Use::Winner, step, winner.shape())?,
+            noise_loser: self.noise(stage, noise, step, winner.shape())?,
             sigma_winner: self.sigmas(stage, Use::SigmaWinner, step, batch.batch),
             sigma_loser: self.sigmas(stage, sigma, step, batch.batch),
             winner,
@@ -296,11 +296,11 @@ impl Context<'_> {
         Philox::new(self.config.run.seed, (stage as u64 + 1) << 8 | usage as u64)
     }
 
-    fn noise(&self, stage: StageName, usage: Use, step: u64, shape: &[usize]) -> Tensor {
-        let mut t = Tensor::empty(&self.device, shape);
+    fn noise(&self, stage: StageName, usage: Use, step: u64, shape: &[usize]) -> Result<Tensor> {
+        let mut t = Tensor::empty(&self.device, shape)?;
         let n = t.len() as u64;
         self.stream(stage, usage).normals(step * n, t.f32_mut());
-        t
+        Ok(t)
     }
 
     fn sigmas(&self, stage: StageName, usage: Use, step: u64, batch: usize) -> Vec<f32> {

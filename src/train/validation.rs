@@ -9,7 +9,7 @@ use crate::eval::{Metrics, evaluate};
 use crate::flux::config::FluxConfig;
 use crate::flux::params::{Adapter, Weights};
 use crate::flux::transformer::Flux;
-use crate::infer::model::{Model, SCALE, layout};
+use crate::infer::model::{Model, SCALE};
 use crate::ops::AdapterSet;
 use crate::ops::patch::Pack;
 use crate::{Error, Result};
@@ -81,7 +81,7 @@ impl Validation {
             planes(images.map(|i| sampler.encode(i)).collect::<Result<_>>()?)
         };
         let cond = planes(pairs.iter().map(|p| sampler.condition(&p.lq)).collect::<Result<_>>()?)?;
-        let mut noise = Tensor::empty(device, &shape);
+        let mut noise = Tensor::empty(device, &shape)?;
         Philox::new(0, STREAM).normals(0, noise.f32_mut());
         Ok(Self {
             hq_latents: encode(&mut pairs.iter().map(|p| &p.hq))?,
@@ -127,9 +127,9 @@ impl Validation {
         let corners = vec![(0, 0); self.lq.len()];
         let restored = model.restore(&self.lq, &corners, self.steps, device)?;
         let metrics = evaluate(&restored, truth)?;
-        let folder = run.join(layout::SAMPLES);
+        let folder = run.join("samples");
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        let picture = format!("{}/{stage}-{step:06}.png", layout::SAMPLES);
+        let picture = format!("samples/{stage}-{step:06}.png");
         self.picture(&restored, truth, if towards_bad { "target" } else { "HQ" })?
             .save_png(run.join(&picture))?;
         Ok(Look { stage: stage.to_owned(), step, loss, metrics, picture, warnings: Vec::new() })

@@ -9,7 +9,7 @@ mod entry;
 pub mod report;
 
 use super::kernels;
-use super::nvrtc::{Nvrtc, Source, cache_folder};
+use super::nvrtc::{Nvrtc, Source, Version, cache_folder};
 use crate::{Error, Result, files};
 use report::KernelReport;
 use sha2::{Digest, Sha256};
@@ -41,11 +41,20 @@ pub struct Jit {
 impl Jit {
     /// The NVRTC of this machine and the user's cache.
     pub fn open() -> Result<Self> {
-        let Some(folder) = cache_folder() else {
-            let detail = "neither ASASR_CACHE, XDG_CACHE_HOME nor HOME names a folder for compiled kernels";
-            return Err(Error::Usage(format!("{detail}; set ASASR_CACHE to one that can be written")));
-        };
+        let folder = cache_folder().ok_or_else(Self::no_folder)?;
         Self::new(Nvrtc::find()?, folder.join("kernels"))
+    }
+
+    /// There is nowhere to keep compiled kernels.
+    pub fn no_folder() -> Error {
+        let detail = "neither ASASR_CACHE, XDG_CACHE_HOME nor HOME names a folder for compiled kernels";
+        Error::Usage(format!("{detail}; set ASASR_CACHE to one that can be written"))
+    }
+
+    /// The same, with the first NVRTC whose code a driver of this version can load.
+    pub fn open_for(driver: Version) -> Result<Self> {
+        let folder = cache_folder().ok_or_else(Self::no_folder)?;
+        Self::new(Nvrtc::find_for(driver)?, folder.join("kernels"))
     }
 
     /// `nvrtc` with its results kept in `dir`, which is made if need be.

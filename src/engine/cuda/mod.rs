@@ -1,0 +1,185 @@
+//! A CUDA device: the driver's context, one compute stream, kernels compiled and loaded, launches, transforms.
+//!
+//! Reached through cudarc. The driver is the machine's own, or `cuda-emu`, which interprets the same PTX on the CPU
+//! under checks; a process uses one of the two. Every missing piece is an error with its remedy. Must not know what the
+//! kernels compute.
+
+pub mod event;
+pub mod fft;
+pub mod launch;
+pub mod library;
+mod memory;
+mod module;
+
+pub use event::Event;
+pub use launch::Launch;
+pub use library::Driver;
+pub use module::Kernel;
+
+use super::jit::Jit;
+use crate::{Error, Result};
+use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
+use cudarc::driver::{CudaContext, CudaStream, DriverError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a device can do, as its driver says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Properties {
+    /// Its name.
+    pub name: String,
+    /// Its number among the driver's devices.
+    pub ordinal: usize,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// The CUDA version that the driver supports, major and minor.
+    pub driver: (u32, u32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of memory.
+    pub memory: usize,
+    /// Most bytes of shared memory that a block may have, when it asks.
+    pub shared_limit: u32,
+}
+
+impl Properties {
+    /// The architecture that kernels are compiled for, as `sm_80`.
+    pub fn arch(&self) -> String {
+        format!("sm_{}{}", self.capability.0, self.capability.1)
+    }
+}
+
+/// An open CUDA device.
+pub struct Gpu {
+    driver: Driver,
+    properties: Properties,
+    jit: Jit,
+    // Dropped in this order: what lives in the context before the context.
+    /// Loaded sources, by name.
+    modules: Mutex<HashMap<&'static str, Arc<module::Module>>>,
+    plans: Mutex<fft::Plans>,
+    /// Uploaded once, by name: see [`Gpu::constant`].
+    constants: Mutex<HashMap<String, u64>>,
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+    /// Waits after every launch, so that a fault is reported by the kernel that caused it.
+    synchronous: bool,
+}
+
+impl Gpu {
+    /// Opens device `ordinal` of `driver`, with the machine's NVRTC.
+    pub fn open(driver: Driver, ordinal: usize) -> Result<Self> {
+        library::load(driver)?;
+        let version = library::version(driver)?;
+        let count = CudaContext::device_count().map_err(said("counting devices"))?;
+        if ordinal >= count as usize {
+            let detail = format!("there is no device {ordinal}: the driver shows {count}, counted from 0");
+            return Err(Error::Usage(format!("CUDA: {detail}; see `nvidia-smi` and CUDA_VISIBLE_DEVICES")));
+        }
+        let jit = Jit::open_for(version)?;
+        let context = CudaContext::new(ordinal).map_err(said("opening the device"))?;
+        // Its events order streams that share a buffer; here there is one compute stream.
+        // SAFETY: no buffer of cudarc's own is ever made, so none loses its events.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(said("making a stream"))?;
+        let properties = properties(&context, ordinal, version)?;
+        if properties.capability < (8, 0) {
+            let (major, minor) = properties.capability;
+            return Err(Error::cuda(
+                &properties.name,
+                format!(
+                    "has compute capability {major}.{minor}; 8.0 (Ampere) or later is wanted: use --device cpu"
+                ),
+            ));
+        }
+        Ok(Self {
+            context,
+            stream,
+            driver,
+            properties,
+            jit,
+            modules: Mutex::default(),
+            plans: Mutex::default(),
+            constants: Mutex::default(),
+            synchronous: std::env::var_os("ASASR_CUDA_SYNC").is_some(),
+        })
+    }
+
+    /// Whose device it is.
+    pub fn driver(&self) -> Driver {
+        self.driver
+    }
+
+    /// What it can do.
+    pub fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    /// The compiler, and the cache of what it made.
+    pub fn jit(&self) -> &Jit {
+        &self.jit
+    }
+
+    /// Waits for everything that was asked of the device.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(|e| self.error("waiting for the device", e))
+    }
+
+    /// Makes the device's context that of this thread, as every call below wants.
+    fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| self.error("entering the context", e))
+    }
+
+    /// An error with the driver's word, and the emulator's report where it made one.
+    fn error(&self, doing: &str, error: DriverError) -> Error {
+        let report = (self.driver == Driver::Emulator).then(library::report).flatten();
+        Error::cuda(
+            doing,
+            format!("{}{}", describe(error), report.map_or(String::new(), |r| format!("\n{r}"))),
+        )
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // What the fields free while they are dropped wants the context current on this thread; if it cannot be made
+        // so, the device is lost and its memory with it.
+        let _ = self.context.bind_to_thread();
+        for (_, ptr) in lock(&self.constants).drain() {
+            // SAFETY: `constant` allocated it, nobody else frees it, and no launch can come any more.
+            let _ = unsafe { cudarc::driver::result::free_async(ptr, self.stream.cu_stream()) };
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these maps hold is whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn properties(context: &CudaContext, ordinal: usize, driver: (u32, u32)) -> Result<Properties> {
+    let attribute = |a| context.attribute(a).map(i32::unsigned_abs).map_err(said("asking the device"));
+    Ok(Properties {
+        name: context.name().map_err(said("asking the device"))?,
+        ordinal,
+        capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        driver,
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        memory: context.total_mem().map_err(said("asking the device"))?,
+        shared_limit: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+    })
+}
+
+/// The driver's name for an error, and what it says of it.
+fn describe(error: DriverError) -> String {
+    let text =
+        |t: Result<&std::ffi::CStr, DriverError>| t.map_or("?".into(), |t| t.to_string_lossy().into_owned());
+    format!("{} ({})", text(error.error_string()), text(error.error_name()))
+}
+
+fn said(doing: &str) -> impl Fn(DriverError) -> Error + '_ {
+    move |e| Error::cuda(doing, describe(e))
+}

@@ -1,0 +1,124 @@
+//! Sources compiled, loaded and looked up once per device.
+
+use super::{Gpu, describe, lock};
+use crate::engine::kernels;
+use crate::{Error, Result, error::did_you_mean};
+use cudarc::driver::{result, sys};
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::sync::{Arc, Mutex};
+
+/// A loaded source.
+pub(super) struct Module {
+    name: &'static str,
+    module: sys::CUmodule,
+    kernels: Mutex<HashMap<String, Arc<Kernel>>>,
+}
+
+// SAFETY: a module's handle may be used from every thread whose context is its own.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+/// A kernel that can be launched.
+pub struct Kernel {
+    pub(super) name: String,
+    pub(super) function: sys::CUfunction,
+    /// Bytes of each parameter.
+    pub(super) params: Vec<usize>,
+    /// Most threads of a block.
+    pub(super) threads: u32,
+    /// Bytes of shared memory that the source declares.
+    pub(super) shared: u32,
+    /// Bytes of dynamic shared memory that it may have without asking, or has asked for.
+    pub(super) allowed: Mutex<u32>,
+}
+
+// SAFETY: as for `Module`, which lives as long as the device.
+unsafe impl Send for Kernel {}
+// SAFETY: as above.
+unsafe impl Sync for Kernel {}
+
+impl Gpu {
+    /// Kernel `name` of the embedded source `source` (`gelu.cu`): compiled, or found in the cache, and loaded when it is
+    /// first asked for.
+    pub fn kernel(&self, source: &'static str, name: &str) -> Result<Arc<Kernel>> {
+        let module = {
+            // Held while it compiles: others that want the same source wait for it, as they would for the disk cache.
+            let mut modules = lock(&self.modules);
+            match modules.get(source) {
+                Some(module) => module.clone(),
+                None => {
+                    let module = Arc::new(self.load(source)?);
+                    modules.insert(source, module.clone());
+                    module
+                }
+            }
+        };
+        let mut found = lock(&module.kernels);
+        if let Some(kernel) = found.get(name) {
+            return Ok(kernel.clone());
+        }
+        let kernel = Arc::new(self.look_up(&module, name)?);
+        found.insert(name.into(), kernel.clone());
+        Ok(kernel)
+    }
+
+    fn load(&self, source: &'static str) -> Result<Module> {
+        let arch = self.properties.arch();
+        let compiled = self.jit.kernel(source, &arch)?;
+        self.bind()?;
+        // SAFETY: an image of the driver's own formats, whole: the compiler made it and the cache checked its hash.
+        let mut loaded = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
+        if matches!(loaded, Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU) {
+            let ptx = CString::new(compiled.ptx)
+                .map_err(|_| Error::cuda(source, "its PTX has a zero byte in it: the cache is damaged"))?;
+            // SAFETY: text that ends in a zero.
+            loaded = unsafe { result::module::load_data(ptx.as_ptr().cast()) };
+        }
+        let module = loaded.map_err(|e| {
+            self.error(&format!("loading {source} for {arch} on {}", self.properties.name), e)
+        })?;
+        Ok(Module { name: source, module, kernels: Mutex::default() })
+    }
+
+    fn look_up(&self, module: &Module, name: &str) -> Result<Kernel> {
+        let source = module.name;
+        let refuse = |e| Error::cuda(&format!("{source}, {name}"), describe(e));
+        let c_name =
+            CString::new(name).map_err(|_| Error::cuda(source, "a kernel's name has a zero byte in it"))?;
+        self.bind()?;
+        // SAFETY: the module is loaded.
+        let function = unsafe { result::module::get_function(module.module, c_name) }.map_err(|_| {
+            let near = kernels::text(source).map(|text| did_you_mean(name, kernels::names(text)));
+            Error::cuda(source, format!("has no kernel {name}{}", near.unwrap_or_default()))
+        })?;
+        let attribute = |a| {
+            // SAFETY: the function is of a loaded module.
+            unsafe { result::function::get_function_attribute(function, a) }.map_err(refuse)
+        };
+        use sys::CUfunction_attribute_enum as A;
+        let threads = attribute(A::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?.unsigned_abs();
+        let shared = attribute(A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?.unsigned_abs();
+        let mut params = Vec::new();
+        loop {
+            let (mut offset, mut bytes) = (0, 0);
+            // SAFETY: two integers that live through the call; a number past the last parameter is refused.
+            match unsafe { sys::cuFuncGetParamInfo(function, params.len(), &mut offset, &mut bytes) } {
+                sys::CUresult::CUDA_SUCCESS => params.push(bytes),
+                sys::CUresult::CUDA_ERROR_INVALID_VALUE => break,
+                e => return Err(refuse(cudarc::driver::DriverError(e))),
+            }
+        }
+        // Without asking, a block has 48 KiB, what the source declares included.
+        let allowed = Mutex::new((48 << 10) - shared.min(48 << 10));
+        Ok(Kernel { name: name.into(), function, params, threads, shared, allowed })
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: the device that owns it binds the context before it drops its modules, and nothing runs any more.
+        let _ = unsafe { result::module::unload(self.module) };
+    }
+}

@@ -3,7 +3,6 @@
 use super::print;
 use asasr_engine::engine::Device;
 use asasr_engine::flux::{AdapterFile, SafeFile};
-use asasr_engine::infer::model::layout;
 use asasr_engine::train::checkpoint::Checkpoint;
 use asasr_engine::train::{StageSummary, Summary};
 use asasr_engine::{Error, Result};
@@ -22,11 +21,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !path.exists() {
         return Err(Error::Usage(format!("{} does not exist", path.display())));
     }
-    if path.join(layout::SUMMARY).is_file() {
+    if path.join("summary.json").is_file() {
         print(&show_run(path)?)?;
     } else if path.join("manifest.json").is_file() {
         print(&show_checkpoint(path)?)?;
-    } else if path.join(layout::LOG).is_file() {
+    } else if path.join("log.jsonl").is_file() {
         print(&show_unfinished(path)?)?;
     } else if path.is_dir() {
         print(&show_adapter(path)?)?;
@@ -38,7 +37,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn show_run(path: &Path) -> Result<String> {
     let mut text = String::new();
-    let s = Summary::load(path.join(layout::SUMMARY))?;
+    let s = Summary::load(path.join("summary.json"))?;
     let _ = writeln!(text, "run of version {}, seed {}, {:.0} s", s.version, s.seed, s.wall_s);
     for stage in &s.stages {
         let (first, last) = (stage.first_loss, stage.last_loss);

@@ -7,11 +7,14 @@ macro_rules! println {
     }};
 }
 
+mod device;
+mod doctor;
 mod inspect;
 mod report;
 mod train;
 mod upscale;
 mod verify;
+mod warm;
 
 use asasr_engine::{Error, Result};
 use clap::{Parser, Subcommand};
@@ -36,10 +39,14 @@ enum Command {
     Upscale(upscale::Args),
     /// Replay golden vectors recorded from the reference implementation
     Verify(verify::Args),
-    /// Show what a safetensors file, an adapter, a checkpoint or a run directory holds
+    /// Show what a safetensors file, an adapter or a run directory holds
     Inspect(inspect::Args),
     /// Show a run, or two side by side, as one page
     Report(report::Args),
+    /// Say what this machine has, what is missing, and what would run
+    Doctor(doctor::Args),
+    /// Compile every CUDA kernel into the cache
+    Warm(warm::Args),
 }
 
 /// Parses, runs, and turns the outcome into an exit code: 0, 1 for a failure, 2 for a usage error, 130 for Ctrl-C.
@@ -51,6 +58,8 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Warm(args) => warm::run(&args),
     };
     outcome.unwrap_or_else(|e| {
         eprintln!("error: {e}");

@@ -1,7 +1,8 @@
 //! `asasr-engine train`.
 
+use super::device::Choice;
 use super::{ctrl_c, threads};
-use asasr_engine::infer::model::layout;
+use asasr_engine::train::checkpoint::CHECKPOINTS;
 use asasr_engine::train::stages::Progress;
 use asasr_engine::train::{Config, StageSummary, Start};
 use asasr_engine::{Error, Result, report};
@@ -44,6 +45,8 @@ pub struct Args {
     /// Print the options in full, as a TOML file, and exit
     #[arg(long)]
     print_config: bool,
+    #[command(flatten)]
+    device: Choice,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -61,7 +64,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(from) = &args.from {
         sets.push(format!("run.from={}", path(from)?));
     }
-    let written = args.out.join(layout::CONFIG);
+    let written = args.out.join("config.toml");
     let as_before =
         args.resume.is_some() && args.preset.is_none() && args.config.is_none() && written.is_file();
     let file = if as_before { Some(written.as_path()) } else { args.config.as_deref() };
@@ -70,13 +73,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         super::print(&config.to_toml())?;
         return Ok(ExitCode::SUCCESS);
     }
+    let device = args.device.open_for_all()?;
     threads(config.run.threads)?;
     let stop = ctrl_c()?;
     let start = args.resume.as_ref().map_or(Start::New, |at| Start::Resume {
         checkpoint: checkpoint(&args.out, at),
         change_config: args.change_config,
     });
-    let outcome = asasr_engine::train::run(&config, &args.out, &start, &Bars::default(), &stop);
+    let outcome = asasr_engine::train::run(&config, &args.out, &start, &device, &Bars::default(), &stop);
     let shown = match &outcome {
         // Of a run that was stopped, too.
         Ok(_) | Err(Error::Interrupted { .. } | Error::NonFinite { .. }) => {
@@ -106,7 +110,7 @@ fn checkpoint(run: &Path, at: &Path) -> Option<PathBuf> {
     if at == Path::new("latest") {
         return None;
     }
-    let named = run.join(layout::CHECKPOINTS).join(at);
+    let named = run.join(CHECKPOINTS).join(at);
     Some(if !at.exists() && named.exists() { named } else { at.to_path_buf() })
 }
 

@@ -1,8 +1,8 @@
 //! `asasr-engine upscale`.
 
+use super::device::Choice;
 use super::threads;
 use asasr_engine::data::Image;
-use asasr_engine::engine::Device;
 use asasr_engine::infer::model::layout;
 use asasr_engine::infer::{Model, Tiling, upscale};
 use asasr_engine::train::Config;
@@ -29,6 +29,8 @@ pub struct Args {
     /// Worker threads; 0: one per core
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    #[command(flatten)]
+    device: Choice,
 }
 
 /// Refuses, before any work is done, an input that is not there and an output that cannot be or must not be written.
@@ -48,7 +50,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     threads(args.threads)?;
     check_paths(&args.input, &args.output)?;
     let lq = Image::load(&args.input)?;
-    let device = Device::cpu();
+    let device = args.device.open_for_all()?;
     let adapters: &[&str] = if args.sft_only { &[layout::SFT] } else { &[layout::SFT, layout::ASDPO] };
     let model = Model::open(&args.model, adapters, &device)?;
     let style =

@@ -1,8 +1,8 @@
 //! `asasr-engine verify`.
 
+use super::device::Choice;
 use super::{print, threads};
 use asasr_engine::Result;
-use asasr_engine::engine::Device;
 use asasr_engine::verify::{self, Verdict};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -13,9 +13,8 @@ pub struct Args {
     /// Folder of golden vectors [default: the repository's tests/golden]
     #[arg(long, value_name = "DIR")]
     fixtures: Option<PathBuf>,
-    /// Where to compute
-    #[arg(long, default_value = "cpu", value_parser = ["cpu"])]
-    device: String,
+    #[command(flatten)]
+    device: Choice,
     /// Only these, by file stem (repeatable)
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -30,7 +29,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let here = Path::new("tests/golden");
         if here.is_dir() { here.to_owned() } else { Path::new(env!("CARGO_MANIFEST_DIR")).join(here) }
     });
-    let rows = verify::run(&dir, &args.only, &Device::cpu())?;
+    let rows = verify::run(&dir, &args.only, &args.device.open()?)?;
     let mut text = String::new();
     let _ = writeln!(text, "{:<16} {:>8} {:>12}  verdict", "name", "tensors", "error ÷ tol");
     for row in &rows {

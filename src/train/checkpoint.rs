@@ -16,12 +16,13 @@ use crate::autograd::ParamSet;
 use crate::engine::Device;
 use crate::files::{create_folder, expect_space, sha256, sha256_file, write_atomic};
 use crate::flux::weights::{SafeFile, write_safetensors};
-use crate::infer::model::layout;
 use crate::{Error, Result, faults};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// The folder of a run that holds its checkpoints.
+pub const CHECKPOINTS: &str = "checkpoints";
 /// Version of the format; another one is refused.
 const FORMAT: u32 = 1;
 const TENSORS: &str = "state.safetensors";
@@ -114,7 +115,7 @@ pub struct Beside<'r> {
 
 /// The folder of the checkpoint after `step` updates of `stage`. Names sort as the run goes.
 fn folder(run: &Path, stage: StageName, step: usize) -> PathBuf {
-    run.join(layout::CHECKPOINTS).join(format!("{}-{}-{step:06}", stage as usize + 1, stage.name()))
+    run.join(CHECKPOINTS).join(format!("{}-{}-{step:06}", stage as usize + 1, stage.name()))
 }
 
 /// Stage and step of a checkpoint's folder, from its name.
@@ -137,7 +138,7 @@ impl TrainState {
     /// keep, and gives its folder.
     pub fn save(&self, run: &Path, config: &Config, beside: &Beside) -> Result<PathBuf> {
         let path = folder(run, self.stage, self.step);
-        let all = run.join(layout::CHECKPOINTS);
+        let all = run.join(CHECKPOINTS);
         std::fs::create_dir_all(&all).map_err(Error::io(&all))?;
         let tensors = self.params.tensors();
         let bytes = tensors.iter().map(|t| 4 * t.1.len() as u64).sum::<u64>() + (1 << 16);
@@ -198,7 +199,7 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// The complete-looking checkpoints of a run in the order they were written, not yet verified.
 pub fn list(run: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(run.join(layout::CHECKPOINTS)).into_iter().flatten().flatten();
+    let entries = std::fs::read_dir(run.join(CHECKPOINTS)).into_iter().flatten().flatten();
     let mut found: Vec<_> = entries.filter_map(|e| Some((parse(&e.path())?, e.path()))).collect();
     found.sort();
     found.into_iter().map(|f| f.1).collect()
@@ -291,8 +292,7 @@ impl Checkpoint {
 
     /// Refuses when a file of a finished stage is not the one this checkpoint was written after, or a log is shorter.
     pub fn expect_files(&self, run: &Path) -> Result<()> {
-        let r = &self.record;
-        let logs = [(layout::LOG, r.log_lines), (layout::VALIDATION, r.validation_lines)];
+        let logs = [("log.jsonl", self.record.log_lines), ("validation.jsonl", self.record.validation_lines)];
         for (name, lines) in logs {
             let path = run.join(name);
             let text = std::fs::read(&path).map_err(Error::io(&path))?;

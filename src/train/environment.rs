@@ -2,10 +2,12 @@
 
 use super::trainer::now;
 use crate::files::write_atomic;
-use crate::infer::model::layout;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+
+/// The file, in the run directory.
+const FILE: &str = "environment.json";
 
 /// What there is to know of the machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,7 +51,7 @@ impl Environment {
 
 /// Writes the facts of this machine and adds a session.
 pub(super) fn note_session(run: &Path) -> Result<()> {
-    let path = run.join(layout::ENVIRONMENT);
+    let path = run.join(FILE);
     let earlier: Option<Environment> =
         std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let mut here = Environment::here();

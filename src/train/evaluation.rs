@@ -43,8 +43,8 @@ pub(super) fn evaluate(context: &Context, made: Artifacts) -> Result<Eval> {
         crops: pairs.iter().map(|p| format!("{} at {}, {}", p.name, p.x, p.y)).collect(),
         methods: restored.iter().map(scores).collect::<Result<_>>()?,
     };
-    write_atomic(context.out.join(layout::EVALUATION), evaluation.to_json()?.as_bytes())?;
-    picture(&pairs, &restored)?.save_png(context.out.join(layout::PICTURE))?;
+    write_atomic(context.out.join("evaluation.json"), evaluation.to_json()?.as_bytes())?;
+    picture(&pairs, &restored)?.save_png(context.out.join("samples.png"))?;
     Ok(Eval::of(&evaluation))
 }
 

@@ -5,7 +5,6 @@ use super::tensorboard::EventFile;
 use super::validation::Look;
 use crate::eval::{Evaluation, Metrics, Scores};
 use crate::files::{Disk, write_atomic};
-use crate::infer::model::layout;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -86,8 +85,8 @@ impl Logs {
     /// Opens `log.jsonl` and `validation.jsonl` in `run`, after these numbers of lines.
     pub fn open(run: &Path, (steps, looks): (usize, usize)) -> Result<Self> {
         Ok(Self {
-            steps: JsonlLog::append(run.join(layout::LOG), steps)?,
-            looks: JsonlLog::append(run.join(layout::VALIDATION), looks)?,
+            steps: JsonlLog::append(run.join(LOG), steps)?,
+            looks: JsonlLog::append(run.join("validation.jsonl"), looks)?,
             events: EventFile::begin(run)?,
         })
     }
@@ -115,6 +114,9 @@ impl Logs {
     }
 }
 
+/// The log of updates, in the run directory.
+const LOG: &str = "log.jsonl";
+
 /// One finished stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageSummary {
@@ -133,7 +135,7 @@ pub struct StageSummary {
 impl StageSummary {
     /// The stages of which `run` has a log, in the order they ran.
     pub fn of_run(run: &Path) -> Result<Vec<Self>> {
-        let path = run.join(layout::LOG);
+        let path = run.join(LOG);
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let mut stages: Vec<Self> = Vec::new();
         for line in text.lines() {

@@ -58,8 +58,8 @@ pub fn velocity<'a>(
     let inputs = Inputs {
         img: tape.one(Pack, &[x])?,
         cond: Some(Var::constant(cond.clone())),
-        txt: Var::constant(Tensor::zeros(device, &[batch, txt, flux.config.joint_attention_dim])),
-        pooled: Var::constant(Tensor::zeros(device, &[batch, flux.config.pooled_projection_dim])),
+        txt: Var::constant(Tensor::zeros(device, &[batch, txt, flux.config.joint_attention_dim])?),
+        pooled: Var::constant(Tensor::zeros(device, &[batch, flux.config.pooled_projection_dim])?),
         sigma: sigma.to_vec(),
         guidance: vec![0.0; batch],
         img_ids: grid_ids(height / 2, width / 2),

@@ -1,6 +1,6 @@
 //! A whole run: where it starts, data, stages, evaluation and summary.
 
-use super::checkpoint::{self, Checkpoint, prune};
+use super::checkpoint::{self, CHECKPOINTS, Checkpoint, prune};
 use super::config::Config;
 use super::log::{Logs, StageSummary, Summary, peak_rss_mb};
 use super::objective::Adversary;
@@ -18,6 +18,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
+
+/// The configuration of a run, in its directory.
+const CONFIG: &str = "config.toml";
+/// What a finished run leaves.
+const SUMMARY: &str = "summary.json";
 
 /// Structure of the model that `config` trains from nothing.
 fn flux_config(config: &Config, channels: usize) -> Result<FluxConfig> {
@@ -82,11 +87,12 @@ pub enum Start {
     },
 }
 
-/// Runs the stages `config` lists and writes everything into `out`.
+/// Runs the stages `config` lists on `device` and writes everything into `out`.
 pub fn run(
     config: &Config,
     out: &Path,
     start: &Start,
+    device: &Device,
     progress: &dyn Progress,
     stop: &AtomicBool,
 ) -> Result<Summary> {
@@ -103,12 +109,9 @@ pub fn run(
             None
         }
         Start::Resume { checkpoint, change_config } => {
-            // Other options, longer stages for one, begin it again.
-            let as_before =
-                || Some(config) == Config::load(None, Some(&out.join(layout::CONFIG)), &[]).ok().as_ref();
-            if checkpoint.is_none() && out.join(layout::SUMMARY).exists() && as_before() {
+            if checkpoint.is_none() && out.join(SUMMARY).exists() {
                 progress.say(&format!("{}: this run is finished", out.display()));
-                return Summary::load(out.join(layout::SUMMARY));
+                return Summary::load(out.join(SUMMARY));
             }
             resume(config, out, checkpoint.as_deref(), *change_config, progress)?
         }
@@ -121,20 +124,19 @@ pub fn run(
         Some(run) => load_codec(run)?,
         None => Sampler::fit_codec(&*source, &split)?,
     };
-    let device = Device::cpu();
     let flux = flux_config(config, codec.channels())?;
     let sampler = Sampler::new(source, split, config.data.crop, degradation(config), codec, config.run.seed)?
         .resizing(config.data.lq_resize);
     let mut made = Artifacts::default();
     if let Some(run) = from {
-        made.load(run, &[layout::BASE, layout::SFT, layout::ADVERSARY, layout::ASDPO], &flux, &device)?;
+        made.load(run, &[layout::BASE, layout::SFT, layout::ADVERSARY, layout::ASDPO], &flux, device)?;
     }
     stages_have_what_they_need(config, &made)?;
     let finished = finished(config, resumed.as_ref())?;
     if let Some(checkpoint) = &resumed {
         checkpoint.expect_files(out)?;
         let mine: Vec<&str> = finished.iter().map(|&s| makes(s)).collect();
-        made.load(out, &mine, &flux, &device)?;
+        made.load(out, &mine, &flux, device)?;
         made.files = checkpoint.record.artifacts.clone();
     }
     room(config, &flux, out)?;
@@ -143,7 +145,7 @@ pub fn run(
         rewind(out, config, resumed.as_ref(), progress)?;
     }
     remove_all_leftovers(out)?;
-    write_atomic(out.join(layout::CONFIG), config.to_toml().as_bytes())?;
+    write_atomic(out.join(CONFIG), config.to_toml().as_bytes())?;
     let codec_json =
         serde_json::to_string_pretty(sampler.codec()).map_err(|e| Error::format(out, e.to_string()))?;
     write_atomic(out.join(layout::CODEC), codec_json.as_bytes())?;
@@ -151,8 +153,8 @@ pub fn run(
     let lines = resumed.as_ref().map_or((0, 0), |c| (c.record.log_lines, c.record.validation_lines));
     let mut logs = Logs::open(out, lines)?;
     let earlier: f64 = StageSummary::of_run(out)?.iter().map(|s| s.seconds).sum();
-    let validation = Validation::new(&sampler, config.run.validation_crops, config.run.eval_steps, &device)?;
-    let context = Context { config, flux, device, sampler, validation, out, progress, stop };
+    let validation = Validation::new(&sampler, config.run.validation_crops, config.run.eval_steps, device)?;
+    let context = Context { config, flux, device: device.clone(), sampler, validation, out, progress, stop };
     for &stage in config.run.stages.iter().filter(|s| !finished.contains(s)) {
         let start = resumed.as_ref().filter(|c| c.stage == stage);
         context.run(stage, start, &mut made, &mut logs)?;
@@ -168,7 +170,7 @@ pub fn run(
         seed: config.run.seed,
         version: Summary::VERSION.to_owned(),
     };
-    summary.save(out.join(layout::SUMMARY))?;
+    summary.save(out.join(SUMMARY))?;
     Ok(summary)
 }
 
@@ -181,7 +183,7 @@ fn remove_all_leftovers(out: &Path) -> Result<()> {
 
 /// Refuses a run directory that holds a run.
 fn vacant(out: &Path) -> Result<()> {
-    if out.join(layout::CONFIG).exists() {
+    if out.join(CONFIG).exists() {
         let detail = "there is a run already; go on with it by --resume, choose another --out, or remove it";
         return Err(Error::Usage(format!("{}: {detail}", out.display())));
     }
@@ -199,7 +201,7 @@ fn resume(
     change_config: bool,
     progress: &dyn Progress,
 ) -> Result<Option<Checkpoint>> {
-    let stored = out.join(layout::CONFIG);
+    let stored = out.join(CONFIG);
     if !stored.is_file() {
         let detail = "holds no run to resume; leave --resume away to start one";
         return Err(Error::Usage(format!("{} {detail}", out.display())));
@@ -216,7 +218,7 @@ fn resume(
                 )));
             }
             let folder = |p: &Path| p.canonicalize().map_err(Error::io(p));
-            if folder(path)?.parent() != Some(&folder(&out.join(layout::CHECKPOINTS))?) {
+            if folder(path)?.parent() != Some(&folder(&out.join(CHECKPOINTS))?) {
                 let detail = format!("is no checkpoint of {}", out.display());
                 return Err(Error::Usage(format!("{} {detail}", path.display())));
             }
@@ -266,7 +268,7 @@ fn rewind(
         }
         None => progress.say("there is no checkpoint yet: starting over"),
     }
-    let summary = out.join(layout::SUMMARY);
+    let summary = out.join(SUMMARY);
     if summary.exists() {
         std::fs::remove_file(&summary).map_err(Error::io(&summary))?;
     }

@@ -6,7 +6,6 @@
 
 use super::read::{Record, each_record, picture};
 use crate::files::replace;
-use crate::infer::model::layout;
 use crate::{Error, Result};
 use crc::{CRC_32_ISCSI, Crc};
 use std::fs::File;
@@ -56,7 +55,7 @@ const VALIDATION: &str = "validation/";
 /// values that are not finite, and pictures that are not there, are left out.
 pub fn export(run: &Path) -> Result<()> {
     let to = run.join(FILE);
-    if !run.join(layout::LOG).is_file() {
+    if !run.join("log.jsonl").is_file() {
         return Err(Error::Usage(format!("{} is not a run: it has no log.jsonl", run.display())));
     }
     if let Some(folder) = to.parent() {
@@ -65,7 +64,7 @@ pub fn export(run: &Path) -> Result<()> {
     let mut outcome = Ok(());
     replace(&to, |out| {
         write_version(out, 0.0)?;
-        for (log, prefix) in [(layout::LOG, ""), (layout::VALIDATION, VALIDATION)] {
+        for (log, prefix) in [("log.jsonl", ""), ("validation.jsonl", VALIDATION)] {
             let path = run.join(log);
             if path.is_file() {
                 outcome = convert(run, &path, prefix, out);

@@ -1,0 +1,41 @@
+//! `--device`.
+
+use asasr_engine::engine::Device;
+use asasr_engine::{Error, Result, ops};
+
+/// Where to compute.
+#[derive(clap::Args)]
+pub struct Choice {
+    /// Where to compute: auto, cpu, cuda, cuda:N, or emu, which interprets the CUDA kernels on the CPU under checks
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
+}
+
+impl Choice {
+    /// Opens it. `auto` is the first GPU where there is one that everything runs on, else the CPU; never the emulator.
+    pub fn open(&self) -> Result<Device> {
+        match self.device.as_str() {
+            "auto" if ops::only_on_cpu().is_empty() => Ok(Device::cuda(0).unwrap_or_else(|_| Device::cpu())),
+            "auto" | "cpu" => Ok(Device::cpu()),
+            "cuda" => Device::cuda(0),
+            "emu" => Device::emu(),
+            other => match other.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(ordinal)) => Device::cuda(ordinal),
+                _ => Err(Error::Usage(format!(
+                    "--device {other}: wanted auto, cpu, cuda, cuda:N (N counted from 0) or emu"
+                ))),
+            },
+        }
+    }
+
+    /// The same, for a command that needs every op there is.
+    pub fn open_for_all(&self) -> Result<Device> {
+        let device = self.open()?;
+        let missing = ops::only_on_cpu();
+        if device.gpu().is_some() && !missing.is_empty() {
+            let detail = format!("no CUDA kernels yet for {}: use --device cpu", missing.join(", "));
+            return Err(Error::Usage(format!("--device {}: {detail}", self.device)));
+        }
+        Ok(device)
+    }
+}

@@ -112,7 +112,7 @@ impl Peer {
         let shape = self.planes();
         let stream = |i: u64| Philox::new(self.settings.seed, 4 * self.fresh + i);
         let planes = |i: u64| {
-            let mut t = Tensor::empty(self.pairs.winner.device(), &shape);
+            let mut t = Tensor::empty(self.pairs.winner.device(), &shape).unwrap();
             stream(i).normals(0, t.f32_mut());
             t
         };

@@ -68,7 +68,7 @@ fn attention(device: &Device) -> Result<()> {
         inputs.push(tape.input(Tensor::lend(device, &shape, data)?, 1));
     }
     // No text tokens here; their keys and values are empty.
-    let none = Var::constant(Tensor::zeros(device, &[1, 0, width]));
+    let none = Var::constant(Tensor::zeros(device, &[1, 0, width]).unwrap());
     let layout = TokenLayout { txt: 0, img: tokens, cond: 0 };
     let op = Attention { heads: 1, layout, log_multiplicity: None, groups: None };
     let o = tape.one(op, &[&inputs[0], &inputs[1], &inputs[2], &none, &none])?;

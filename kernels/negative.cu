@@ -67,6 +67,28 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
+// coupled_negative_given_fwd: the same where the noised winner and its target are at hand
+// Shapes: x, x_sigma, v_star, v_phi, x_sigma_a, v_star_a, x_a [samples, each]; sigma [samples].
+// Layout: contiguous f32, values aligned to themselves; no output is an input or another output.
+// Grid: x any number of blocks of 256 over a sample, y the samples.
+// Cost: 4 values read, 3 written per element (28 bytes), 8 FLOPs; bound by bandwidth.
+// Idea: what replays recorded noise; training makes its noise itself, in the kernel above.
+extern "C" __global__ void __launch_bounds__(256)
+    coupled_negative_given_fwd_f32(const float* x, const float* x_sigma, const float* v_star, const float* v_phi,
+                                   const float* sigma, float lambda, float* x_sigma_a, float* v_star_a, float* x_a,
+                                   i64 each) {
+    float level = sigma[blockIdx.y];
+    float keep = sub(1.0f, level), c = mul(lambda, level);
+    i64 begin = (i64)blockIdx.y * each;
+    for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < each; i += (i64)gridDim.x * 256) {
+        i64 at = begin + i;
+        float target = v_star[at], step = mul(c, sub(target, v_phi[at]));
+        x_sigma_a[at] = add(x_sigma[at], mul(keep, step));
+        v_star_a[at] = sub(target, step);
+        x_a[at] = add(x[at], step);
+    }
+}
+
 // coupled_negative_bwd: the gradients of x, x_σ, v* and v_φ as separate inputs; with c = λσ and
 //   de = c·((1−σ)·dx_σ_a − dv*_a + dx_a):  dx = dx_a,  dx_σ = dx_σ_a,  dv* = dv*_a + de,  dv_φ = −de
 // Shapes: dx_sigma_a, dv_star_a, dx_a [samples, each], each null where it is 0; sigma [samples]; dx, dx_sigma, dv_star,

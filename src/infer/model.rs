@@ -21,24 +21,6 @@ pub const SAMPLE_SEED: u64 = 42;
 
 /// Names of what a run directory holds.
 pub mod layout {
-    /// Every option as used.
-    pub const CONFIG: &str = "config.toml";
-    /// One object per update.
-    pub const LOG: &str = "log.jsonl";
-    /// One object per validation.
-    pub const VALIDATION: &str = "validation.jsonl";
-    /// The validations' pictures.
-    pub const SAMPLES: &str = "samples";
-    /// What a run can be resumed from.
-    pub const CHECKPOINTS: &str = "checkpoints";
-    /// Every method's scores on every held-out crop.
-    pub const EVALUATION: &str = "evaluation.json";
-    /// Every method on some held-out crops.
-    pub const PICTURE: &str = "samples.png";
-    /// What a finished run says of itself.
-    pub const SUMMARY: &str = "summary.json";
-    /// The machine and the sessions.
-    pub const ENVIRONMENT: &str = "environment.json";
     /// The base model: `config.json` and its weights.
     pub const BASE: &str = "base";
     /// The latent codec's statistics.
@@ -146,8 +128,8 @@ impl Model {
         let flux = Flux { config: &self.config, weights: &self.weights, adapters: &self.adapters };
         let given = Conditions {
             cond: pack(&cond)?,
-            txt: Tensor::zeros(device, &[lq.len(), 1, self.config.joint_attention_dim]),
-            pooled: Tensor::zeros(device, &[lq.len(), self.config.pooled_projection_dim]),
+            txt: Tensor::zeros(device, &[lq.len(), 1, self.config.joint_attention_dim])?,
+            pooled: Tensor::zeros(device, &[lq.len(), self.config.pooled_projection_dim])?,
             text_multiplicity: TEXT_TOKENS as f32,
             img_ids: grid_ids(h / 2, w / 2),
             guidance: 0.0,

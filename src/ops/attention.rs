@@ -148,11 +148,11 @@ impl Attention {
 }
 
 /// Head `h` of sample `b`: text rows, then stream rows, contiguous `[rows, hd]`.
-fn gather(d: Dims, b: usize, h: usize, text: Option<&Tensor>, stream: &Tensor) -> Tensor {
+fn gather(d: Dims, b: usize, h: usize, text: Option<&Tensor>, stream: &Tensor) -> Result<Tensor> {
     let width = d.heads * d.hd;
     let groups = text.into_iter().chain([stream]);
     let rows: usize = groups.clone().map(|t| t.stride0() / width).sum();
-    let mut out = Tensor::empty(stream.device(), &[rows, d.hd]);
+    let mut out = Tensor::empty(stream.device(), &[rows, d.hd])?;
     let mut to = out.f32_mut().chunks_exact_mut(d.hd);
     for t in groups {
         let sample = t.stride0();
@@ -160,7 +160,7 @@ fn gather(d: Dims, b: usize, h: usize, text: Option<&Tensor>, stream: &Tensor) -
             to.copy_from_slice(&row[h * d.hd..][..d.hd]);
         }
     }
-    out
+    Ok(out)
 }
 
 /// One `Columns` per (sample, head), or one `None` each when there is nothing to write.
@@ -191,22 +191,22 @@ impl Op for Attention {
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         let d = self.dims(inputs)?;
         let (device, keys, queries) = (inputs[0].device(), self.layout.total(), d.queries());
-        let mut o = Tensor::empty(device, inputs[0].shape());
-        let mut o_text = inputs.get(5).map(|q| Tensor::empty(device, q.shape()));
-        let mut lse = Tensor::empty(device, &[d.batch, d.heads * queries]);
+        let mut o = Tensor::empty(device, inputs[0].shape())?;
+        let mut o_text = inputs.get(5).map(|q| Tensor::empty(device, q.shape())).transpose()?;
+        let mut lse = Tensor::empty(device, &[d.batch, d.heads * queries])?;
         let biases = self.biases();
         let block = block(queries);
         let stream = bands(d, Some(&mut o));
         let text = bands(d, o_text.as_mut());
         let rows = lse.f32_mut().par_chunks_mut(queries);
-        rows.zip(stream).zip(text).enumerate().for_each(|(i, ((lse, mut stream), mut text))| {
+        rows.zip(stream).zip(text).enumerate().try_for_each(|(i, ((lse, mut stream), mut text))| {
             let (b, h) = (i / d.heads, i % d.heads);
-            let q = gather(d, b, h, inputs.get(5).copied(), inputs[0]);
-            let k = gather(d, b, h, Some(inputs[3]), inputs[1]);
-            let v = gather(d, b, h, Some(inputs[4]), inputs[2]);
+            let q = gather(d, b, h, inputs.get(5).copied(), inputs[0])?;
+            let k = gather(d, b, h, Some(inputs[3]), inputs[1])?;
+            let v = gather(d, b, h, Some(inputs[4]), inputs[2])?;
             let (q, k, v) = (q.f32(), k.f32(), v.f32());
             let scratch = |n: usize| Tensor::empty(device, &[n]);
-            let (mut s, mut out) = (scratch(block * keys), scratch(queries * d.hd));
+            let (mut s, mut out) = (scratch(block * keys)?, scratch(queries * d.hd)?);
             let (s, out) = (s.f32_mut(), out.f32_mut());
             for first in (0..queries).step_by(block) {
                 let n = block.min(queries - first);
@@ -225,7 +225,8 @@ impl Op for Attention {
             let (t, x) = out.split_at(d.asking[0] * d.hd);
             scatter(t, d.hd, text.as_mut(), false);
             scatter(x, d.hd, stream.as_mut(), false);
-        });
+            Ok::<(), Error>(())
+        })?;
         let outputs: Vec<Tensor> = std::iter::once(o).chain(o_text).collect();
         inputs.iter().for_each(|t| save.keep(t));
         outputs.iter().for_each(|t| save.keep(t));
@@ -250,29 +251,29 @@ impl Op for Attention {
         let d_out: Vec<Tensor> = outputs
             .iter()
             .zip(grads)
-            .map(|(o, g)| g.cloned().unwrap_or_else(|| Tensor::zeros(o.device(), o.shape())))
-            .collect();
+            .map(|(o, g)| g.cloned().map_or_else(|| Tensor::zeros(o.device(), o.shape()), Ok))
+            .collect::<Result<_>>()?;
         let add: Vec<bool> = slots.iter().map(|s| s.as_ref().is_some_and(|s| s.accumulate)).collect();
         let mut per_input: Vec<_> =
             slots.iter_mut().map(|s| bands(d, s.as_mut().map(|s| &mut s.grad)).into_iter()).collect();
         let tasks: Vec<Vec<Option<Columns>>> = (0..d.batch * d.heads)
             .map(|_| per_input.iter_mut().map(|b| b.next().expect("one band per sample and head")).collect())
             .collect();
-        tasks.into_par_iter().enumerate().for_each(|(i, mut out)| {
+        tasks.into_par_iter().enumerate().try_for_each(|(i, mut out)| {
             let (b, h) = (i / d.heads, i % d.heads);
-            let q = gather(d, b, h, inputs.get(5).copied(), inputs[0]);
-            let k = gather(d, b, h, Some(inputs[3]), inputs[1]);
-            let v = gather(d, b, h, Some(inputs[4]), inputs[2]);
-            let o = gather(d, b, h, outputs.get(1), &outputs[0]);
-            let do_ = gather(d, b, h, d_out.get(1), &d_out[0]);
+            let q = gather(d, b, h, inputs.get(5).copied(), inputs[0])?;
+            let k = gather(d, b, h, Some(inputs[3]), inputs[1])?;
+            let v = gather(d, b, h, Some(inputs[4]), inputs[2])?;
+            let o = gather(d, b, h, outputs.get(1), &outputs[0])?;
+            let do_ = gather(d, b, h, d_out.get(1), &d_out[0])?;
             let lse = &lse[i * queries..][..queries];
             let (q, k, v, o, do_) = (q.f32(), k.f32(), v.f32(), o.f32(), do_.f32());
             let device = inputs[0].device();
-            let mut dq = Tensor::empty(device, &[q.len()]);
-            let (mut dk, mut dv) = (Tensor::zeros(device, &[k.len()]), Tensor::zeros(device, &[v.len()]));
+            let mut dq = Tensor::empty(device, &[q.len()])?;
+            let (mut dk, mut dv) = (Tensor::zeros(device, &[k.len()])?, Tensor::zeros(device, &[v.len()])?);
             let (dq, dk, dv) = (dq.f32_mut(), dk.f32_mut(), dv.f32_mut());
-            let mut p = Tensor::empty(device, &[block * keys]);
-            let mut ds = Tensor::empty(device, &[block * keys]);
+            let mut p = Tensor::empty(device, &[block * keys])?;
+            let mut ds = Tensor::empty(device, &[block * keys])?;
             let (p, ds) = (p.f32_mut(), ds.f32_mut());
             for first in (0..queries).step_by(block) {
                 let n = block.min(queries - first);
@@ -298,8 +299,8 @@ impl Op for Attention {
             for (i, band) in out.iter_mut().enumerate() {
                 scatter(parts[i], d.hd, band.as_mut(), add[i]);
             }
-        });
-        Ok(())
+            Ok(())
+        })
     }
 }
 

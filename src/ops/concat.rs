@@ -67,7 +67,7 @@ impl Op for Concat {
         }
         shape[self.axis] = extents.iter().sum();
         let widths: Vec<usize> = extents.iter().map(|n| n * unit).collect();
-        let mut out = Tensor::empty(inputs[0].device(), &shape);
+        let mut out = Tensor::empty(inputs[0].device(), &shape)?;
         let total: usize = widths.iter().sum();
         out.f32_mut().par_chunks_mut(total.max(1)).enumerate().with_min_len(64).for_each(|(r, row)| {
             let mut at = 0;
@@ -119,7 +119,7 @@ impl Op for Narrow {
         }
         let total = shape[self.axis] * unit;
         shape[self.axis] = end - start;
-        let mut out = Tensor::zeros(inputs[0].device(), &shape);
+        let mut out = Tensor::zeros(inputs[0].device(), &shape)?;
         cut(inputs[0].f32(), total.max(1), start * unit, out.f32_mut(), (end - start) * unit);
         Ok(vec![out])
     }

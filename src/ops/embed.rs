@@ -15,12 +15,12 @@ use crate::{Error, Result};
 pub const WIDTH: usize = 256;
 
 /// `[n, 256]`: the sinusoidal embedding of `n` values (1000·σ, 1000·guidance).
-pub fn sinusoid(device: &Device, values: &[f32]) -> Tensor {
+pub fn sinusoid(device: &Device, values: &[f32]) -> Result<Tensor> {
     const HALF: usize = WIDTH / 2;
     let minus_ln = -(10_000f64.ln()) as f32;
     let frequencies: Vec<f32> =
         (0..HALF).map(|i| f64::from(minus_ln * i as f32 / HALF as f32).exp() as f32).collect();
-    let mut out = Tensor::empty(device, &[values.len(), WIDTH]);
+    let mut out = Tensor::empty(device, &[values.len(), WIDTH])?;
     for (row, &v) in out.f32_mut().chunks_exact_mut(WIDTH).zip(values) {
         let (cos, sin) = row.split_at_mut(HALF);
         for ((c, s), &f) in cos.iter_mut().zip(sin).zip(&frequencies) {
@@ -28,7 +28,7 @@ pub fn sinusoid(device: &Device, values: &[f32]) -> Tensor {
             (*c, *s) = (angle.cos() as f32, angle.sin() as f32);
         }
     }
-    out
+    Ok(out)
 }
 
 /// Cosines and sines of the rotary embedding, one row of `half` angles per token.
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn the_sinusoid_is_the_formula_within_its_rounding() {
         let values = [0.0, 1.0, 3.5, 250.0, 999.0, 1000.0];
-        let t = sinusoid(&Device::cpu_poisoned(), &values);
+        let t = sinusoid(&Device::cpu_poisoned(), &values).unwrap();
         assert_eq!(t.shape(), [6, 256]);
         let mut worst = 0f64;
         for (row, &v) in t.f32().chunks_exact(256).zip(&values) {

@@ -2,7 +2,7 @@
 //!
 //! Saves x. Backward: `dx = dy ⊙ GELU′(x)`. [`Linear`](super::linear::Linear) has it as an epilogue.
 
-use super::{Case, Op, Save, Slot, expect_inputs, random};
+use super::{Case, Op, Save, Slot, cuda, expect_inputs, random};
 use crate::Result;
 use crate::engine::{Device, Tensor, simd};
 use rayon::prelude::*;
@@ -27,10 +27,17 @@ impl Op for Gelu {
     fn name(&self) -> &'static str {
         "gelu"
     }
+    fn cuda(&self) -> bool {
+        true
+    }
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         expect_inputs("gelu", inputs, 1)?;
-        let mut y = Tensor::empty(inputs[0].device(), inputs[0].shape());
-        forward(inputs[0].f32(), y.f32_mut());
+        let x = inputs[0];
+        let mut y = Tensor::empty_as(x.device(), x.shape(), x.dtype())?;
+        match x.device().gpu() {
+            None => forward(x.f32(), y.f32_mut()),
+            Some(gpu) => cuda::map(gpu, "gelu.cu", "gelu_fwd", x, &mut y)?,
+        }
         save.keep(inputs[0]);
         Ok(vec![y])
     }
@@ -41,6 +48,9 @@ impl Op for Gelu {
         slots: &mut [Option<Slot>],
     ) -> Result<()> {
         if let (Some(slot), Some(dy)) = (&mut slots[0], grads[0]) {
+            if let Some(gpu) = dy.device().gpu() {
+                return cuda::slope(gpu, "gelu", ["gelu.cu", "gelu_bwd"], &saved[0], dy, slot);
+            }
             let mut g = dy.f32().to_vec();
             backward(saved[0].f32(), &mut g);
             slot.put(&g);
@@ -53,7 +63,9 @@ impl Op for Gelu {
 pub fn cases(device: &Device) -> Vec<Case> {
     let case = |shape: &[usize]| {
         let n: usize = shape.iter().product();
-        Case::new(format!("gelu/{n}"), Gelu, vec![random(device, shape, 1, 1.5)]).cost(14.0 * n as f64, n)
+        Case::new(format!("gelu/{n}"), Gelu, vec![random(device, shape, 1, 1.5)])
+            .half(&[0])
+            .cost(14.0 * n as f64, n)
     };
     vec![case(&[3, 5, 7]), case(&[3, 5, 7]).leading(2), case(&[12, 128, 512]).bench_only()]
 }

@@ -19,6 +19,8 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
+mod launch;
+
 /// Rows of one sample that one task computes.
 const ROWS: usize = 128;
 /// Fewest tokens of a sample for which forward turns the weight.
@@ -179,19 +181,34 @@ impl Op for Linear {
         "linear"
     }
 
+    fn cuda(&self) -> bool {
+        self.on_cuda()
+    }
+
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         let d = self.check(inputs)?;
         let at = self.layout();
+        let keep_z = match &self.epilogue {
+            Epilogue::None | Epilogue::Add => false,
+            Epilogue::Gelu => save.wanted(),
+            Epilogue::Gate { .. } => [at.image, at.cond].into_iter().flatten().any(|i| save.needs(i)),
+        };
+        if let Some(gpu) = inputs[0].device().gpu() {
+            let (y, z) = self.forward_cuda(gpu, inputs, &at, d, keep_z)?;
+            keep(inputs, &at, z.as_ref(), save)?;
+            return Ok(vec![y]);
+        }
         let mut shape = inputs[0].shape().to_vec();
         *shape.last_mut().expect("x has at least two dimensions") = d.out;
         let x = inputs[0].f32();
         let w = inputs[1].to_f32();
         // A product with many rows reads W by columns: turned here once, not in every task.
-        let turned = (d.tokens >= TURNED).then(|| {
-            let mut turned = Tensor::empty(inputs[0].device(), &[d.in_, d.out]);
+        let turned = (d.tokens >= TURNED).then(|| -> Result<_> {
+            let mut turned = Tensor::empty(inputs[0].device(), &[d.in_, d.out])?;
             transpose(&w, d.in_, turned.f32_mut());
-            turned
+            Ok(turned)
         });
+        let turned = turned.transpose()?;
         let w = turned.as_ref().map_or_else(|| Mat::new(&w, d.in_).t(), |t| Mat::new(t.f32(), d.out));
         let bias = at.bias.map(|i| inputs[i].f32());
         let row = |b: usize, range: Range<usize>, z: &mut [f32]| {
@@ -234,14 +251,9 @@ impl Op for Linear {
                 }
             }
         };
-        let mut z = Tensor::empty(inputs[0].device(), &shape);
-        let keep_z = match &self.epilogue {
-            Epilogue::None | Epilogue::Add => false,
-            Epilogue::Gelu => save.wanted(),
-            Epilogue::Gate { .. } => [at.image, at.cond].into_iter().flatten().any(|i| save.needs(i)),
-        };
+        let mut z = Tensor::empty(inputs[0].device(), &shape)?;
         let finish = |b: usize, first: usize, y: &mut [f32]| self.finish(inputs, &at, d, b, first, y);
-        let mut y = keep_z.then(|| Tensor::empty(inputs[0].device(), &shape));
+        let mut y = keep_z.then(|| Tensor::empty(inputs[0].device(), &shape)).transpose()?;
         if let Some(y) = &mut y {
             for_rows2(d, z.f32_mut(), y.f32_mut(), |b, range, z, y| {
                 row(b, range.clone(), z);
@@ -254,16 +266,7 @@ impl Op for Linear {
                 finish(b, range.start, z);
             });
         }
-        if save.wanted() {
-            let weights =
-                (1..at.total).filter(|i| Some(*i) != at.resid && Some(*i) != at.image && Some(*i) != at.cond);
-            let x_needed = weights.into_iter().any(|i| save.needs(i));
-            save.keep(&if x_needed { inputs[0].clone() } else { empty(inputs[0]) });
-            save.keep(&if keep_z { z.clone() } else { empty(inputs[0]) });
-            inputs[1..].iter().enumerate().for_each(|(i, t)| {
-                save.keep_whole(&if Some(i + 1) == at.resid { empty(t) } else { (*t).clone() });
-            });
-        }
+        keep(inputs, &at, keep_z.then_some(&z), save)?;
         Ok(vec![y.unwrap_or(z)])
     }
 
@@ -281,6 +284,9 @@ impl Op for Linear {
         let (&batch, &out) = (&dy.shape()[0], &dy.width());
         let in_ = input(1).width();
         let d = Dims { batch, tokens: dy.len() / (batch * out), in_, out };
+        if let Some(gpu) = dy.device().gpu() {
+            return self.backward_cuda(gpu, saved, &at, d, dy, slots);
+        }
         let dz = self.before_epilogue(dy, z, &at, &input, d, slots)?;
         let dz = dz.as_ref().unwrap_or(dy).f32();
         if let Some(slot) = &mut slots[0] {
@@ -484,8 +490,23 @@ impl Linear {
     }
 }
 
+/// Keeps what backward needs: x where a weight wants its gradient, z, and handles on the weights.
+fn keep(inputs: &[&Tensor], at: &Layout, z: Option<&Tensor>, save: &mut Save) -> Result<()> {
+    if !save.wanted() {
+        return Ok(());
+    }
+    let weights = (1..at.total).filter(|i| ![at.resid, at.image, at.cond].contains(&Some(*i)));
+    let x_needed = weights.into_iter().any(|i| save.needs(i));
+    save.keep(&if x_needed { inputs[0].clone() } else { empty(inputs[0])? });
+    save.keep(&z.map_or_else(|| empty(inputs[0]), |z| Ok(z.clone()))?);
+    for (i, t) in inputs.iter().enumerate().skip(1) {
+        save.keep_whole(&if Some(i) == at.resid { empty(t)? } else { (*t).clone() });
+    }
+    Ok(())
+}
+
 /// Stands for an input that is not kept.
-fn empty(like: &Tensor) -> Tensor {
+fn empty(like: &Tensor) -> Result<Tensor> {
     Tensor::zeros(like.device(), &[0])
 }
 
@@ -542,7 +563,13 @@ pub fn cases(device: &Device) -> Vec<Case> {
         });
         let flops = 2.0 * (b * t * i * o) as f64;
         let lora_flops: f64 = ranks.iter().map(|&r| (b * (t - t / 2) * r * (i + o)) as f64).sum();
-        Case::new(name, Linear { bias: true, epilogue, lora }, inputs).cost(flops + lora_flops, b * t * o)
+        let through_gelu = matches!(epilogue, Epilogue::Gelu);
+        Case::new(name, Linear { bias: true, epilogue, lora }, inputs)
+            .chain((b * t).max(i).max(o))
+            .stores(through_gelu)
+            .half(&[0, 1, 2])
+            .parameters(&[1, 2])
+            .cost(flops + lora_flops, b * t * o)
     };
     let gate = |b: usize, t: usize| Epilogue::Gate {
         source: ModSource {
@@ -562,6 +589,10 @@ pub fn cases(device: &Device) -> Vec<Case> {
         make("linear/lora+gate, leading".into(), [4, 4, 6, 5], gate(4, 4), &[2, 3]).leading(2),
         make("linear/12x128 128→128 +lora".into(), [12, 128, 128, 128], Epilogue::None, &[16, 16])
             .bench_only(),
+        // A whole number of the GPU's tiles; ragged ones; rows that begin on no 16 bytes.
+        make("linear/256 96→384".into(), [2, 128, 96, 384], Epilogue::None, &[]).bench_only(),
+        make("linear/200 72→136 gelu".into(), [1, 200, 72, 136], Epilogue::Gelu, &[]).bench_only(),
+        make("linear/150 37→131 gelu".into(), [1, 150, 37, 131], Epilogue::Gelu, &[]).bench_only(),
         make("linear/12x128 128→512 gelu".into(), [12, 128, 128, 512], Epilogue::Gelu, &[]).bench_only(),
         make("linear/12x128 640→128 gate+lora".into(), [12, 128, 640, 128], gate(12, 128), &[16, 16])
             .bench_only(),

@@ -13,6 +13,7 @@ pub mod adamw;
 pub mod attention;
 pub mod colored_noise;
 pub mod concat;
+mod cuda;
 pub mod embed;
 pub mod gelu;
 pub mod linear;
@@ -32,6 +33,11 @@ pub mod sobolev;
 pub trait Op: Send + Sync {
     /// The op's name, as in errors, benchmarks and reports.
     fn name(&self) -> &'static str;
+
+    /// Has it CUDA kernels? An op without them is refused tensors on a CUDA device.
+    fn cuda(&self) -> bool {
+        false
+    }
 
     /// Computes the outputs; saves what backward needs when `save` asks for it (nothing otherwise).
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>>;
@@ -104,6 +110,16 @@ impl Slot {
             g.fill(0.0);
         }
         g
+    }
+    /// Writes or adds a gradient of the slot's shape, on any device.
+    pub fn add(&mut self, grad: &Tensor) -> Result<()> {
+        match grad.device().gpu() {
+            Some(gpu) => cuda::add(gpu, grad, self),
+            None => {
+                self.put(grad.f32());
+                Ok(())
+            }
+        }
     }
     /// Writes or adds `values`.
     pub fn put(&mut self, values: &[f32]) {
@@ -235,6 +251,20 @@ impl ModSource {
         Ok(())
     }
 
+    /// Refuses samples with a gradient whose table row has none.
+    fn expect_rows(op: &'static str, map: &[usize], rows: usize) -> Result<()> {
+        match map.iter().position(|&row| row >= rows) {
+            None => Ok(()),
+            Some(b) => Err(Error::shape(
+                op,
+                format!(
+                    "sample {b} has a gradient but its modulation row {} is not among the leading {rows}",
+                    map[b]
+                ),
+            )),
+        }
+    }
+
     /// Adds `f(b, t, acc)` over all tokens to chunk `chunk` of the gradients of the tables, whose slots are
     /// `slots[first]` and, for a condition table, `slots[first + 1]`: tokens in order, then samples in order.
     #[allow(clippy::too_many_arguments, reason = "three extents, the chunk, the slots and the summand")]
@@ -263,14 +293,8 @@ impl ModSource {
                 .collect();
             let (rows, width) = (slot.grad.shape()[0], slot.grad.width());
             let grad = slot.adding();
+            Self::expect_rows("modulation", &map[..batch], rows)?;
             for (b, sum) in sums.iter().enumerate() {
-                if map[b] >= rows {
-                    let detail = format!(
-                        "sample {b} has a gradient but its modulation row {} is not among the leading {rows}",
-                        map[b]
-                    );
-                    return Err(Error::shape("modulation", detail));
-                }
                 crate::engine::simd::axpy(1.0, sum, &mut grad[map[b] * width + chunk * d..][..d]);
             }
         }
@@ -296,6 +320,14 @@ pub struct Case {
     pub bytes: f64,
     /// Small enough for finite differences.
     pub check: bool,
+    /// The inputs that are bf16 where the op computes in bf16; empty where it knows f32 alone.
+    pub half: Vec<usize>,
+    /// The inputs that are parameters: their gradients are f32 whatever they are.
+    pub parameters: Vec<usize>,
+    /// The longest sum that one element is.
+    pub chain: usize,
+    /// Does its CUDA form store an intermediate in the inputs' dtype?
+    pub stores: bool,
 }
 
 impl Case {
@@ -313,6 +345,10 @@ impl Case {
             flops: 0.0,
             bytes,
             check: true,
+            half: Vec::new(),
+            parameters: Vec::new(),
+            chain: 1,
+            stores: false,
         }
     }
     /// States the forward FLOPs and adds the outputs' bytes to the minimal traffic.
@@ -324,6 +360,26 @@ impl Case {
     /// Marks inputs that have no gradient.
     pub fn constant(mut self, inputs: &[usize]) -> Self {
         inputs.iter().for_each(|&i| self.differentiable[i] = false);
+        self
+    }
+    /// States which inputs are bf16 in the op's bf16 form.
+    pub fn half(mut self, inputs: &[usize]) -> Self {
+        self.half = inputs.to_vec();
+        self
+    }
+    /// Marks inputs as parameters.
+    pub fn parameters(mut self, inputs: &[usize]) -> Self {
+        self.parameters = inputs.to_vec();
+        self
+    }
+    /// States the longest sum that an element of a result is.
+    pub fn chain(mut self, terms: usize) -> Self {
+        self.chain = terms;
+        self
+    }
+    /// States that its CUDA form stores an intermediate in the inputs' dtype.
+    pub fn stores(mut self, stores: bool) -> Self {
+        self.stores = stores;
         self
     }
     /// Only the first `lead` samples carry gradients.
@@ -340,11 +396,15 @@ impl Case {
 
 /// Standard normals for a case: stream `stream` of seed 0, scaled.
 pub fn random(device: &Device, shape: &[usize], stream: u64, scale: f32) -> Tensor {
-    let mut t = Tensor::empty(device, shape);
-    let out = t.f32_mut();
-    Philox::new(0, stream).normals(0, out);
-    out.iter_mut().for_each(|v| *v *= scale);
-    t
+    let mut values = vec![0.0; shape.iter().product()];
+    Philox::new(0, stream).normals(0, &mut values);
+    values.iter_mut().for_each(|v| *v *= scale);
+    given(device, shape, &values)
+}
+
+/// These values for a case.
+pub fn given(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
+    Tensor::from_slice(device, shape, values).expect("a case is well-shaped, and small beside any memory")
 }
 
 /// Every op's cases.
@@ -368,6 +428,14 @@ pub fn cases(device: &Device) -> Vec<Case> {
     .collect()
 }
 
+/// The ops that have no CUDA kernels, by name.
+pub fn only_on_cpu() -> Vec<&'static str> {
+    let cases = cases(&Device::cpu());
+    let mut names: Vec<&str> = cases.iter().filter(|c| !c.op.cuda()).map(|c| c.op.name()).collect();
+    names.dedup();
+    names
+}
+
 /// Refuses a wrong number of inputs.
 pub(crate) fn expect_inputs(op: &'static str, inputs: &[&Tensor], wanted: usize) -> Result<()> {
     if inputs.len() == wanted {
@@ -381,6 +449,14 @@ pub(crate) fn expect_f32(op: &'static str, inputs: &[&Tensor]) -> Result<()> {
     match inputs.iter().position(|t| t.dtype() != DType::F32) {
         None => Ok(()),
         Some(i) => Err(Error::shape(op, format!("input {i} is {:?}, wanted F32", inputs[i].dtype()))),
+    }
+}
+
+/// Refuses tensors that are not of `dtype`.
+pub(crate) fn expect_dtypes(op: &'static str, dtype: DType, tensors: &[&Tensor]) -> Result<()> {
+    match tensors.iter().find(|t| t.dtype() != dtype) {
+        None => Ok(()),
+        Some(t) => Err(Error::shape(op, format!("{t:?} beside {dtype:?}: its kernels take one type"))),
     }
 }
 

@@ -11,6 +11,8 @@ use crate::Result;
 use crate::engine::{Device, Tensor, simd};
 use rayon::prelude::*;
 
+mod launch;
+
 /// Added to the variance.
 pub const EPS: f32 = 1e-6;
 
@@ -37,6 +39,10 @@ impl Op for LnModulate {
         "ln_modulate"
     }
 
+    fn cuda(&self) -> bool {
+        true
+    }
+
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         expect_inputs("ln_modulate", inputs, 2 + usize::from(self.source.cond.is_some()))?;
         let [batch, tokens, d] = dims3("ln_modulate", "x", inputs[0])?;
@@ -44,7 +50,13 @@ impl Op for LnModulate {
         for chunk in [self.shift, self.scale] {
             self.source.check("ln_modulate", batch, tables.0, tables.1, d, chunk)?;
         }
-        let mut y = Tensor::empty(inputs[0].device(), inputs[0].shape());
+        let mut y = Tensor::empty_as(inputs[0].device(), inputs[0].shape(), inputs[0].dtype())?;
+        save.keep(inputs[0]);
+        inputs[1..].iter().for_each(|t| save.keep_whole(t));
+        if let Some(gpu) = y.device().clone().gpu() {
+            launch::forward(self, gpu, inputs[0], tables, &mut y)?;
+            return Ok(vec![y]);
+        }
         let x = inputs[0].f32();
         y.f32_mut().par_chunks_mut(d).enumerate().for_each(|(i, y)| {
             let (b, t) = (i / tokens, i % tokens);
@@ -56,8 +68,6 @@ impl Op for LnModulate {
                 *y = (x - mean) * rstd * (1.0 + scale) + shift;
             }
         });
-        save.keep(inputs[0]);
-        inputs[1..].iter().for_each(|t| save.keep_whole(t));
         Ok(vec![y])
     }
 
@@ -69,6 +79,9 @@ impl Op for LnModulate {
     ) -> Result<()> {
         let Some(dy) = grads[0] else { return Ok(()) };
         let [batch, tokens, d] = dims3("ln_modulate", "the gradient", dy)?;
+        if let Some(gpu) = dy.device().gpu() {
+            return launch::backward(self, gpu, saved, dy, slots);
+        }
         let (x, dy) = (saved[0].f32(), dy.f32());
         let tables = (&saved[1], saved.get(2));
         if slots[1..].iter().any(Option::is_some) {
@@ -127,12 +140,18 @@ pub fn cases(device: &Device) -> Vec<Case> {
             shift: 0,
             scale: 2,
         };
-        Case::new(format!("ln_modulate/{b}x{t}x{d}"), op, inputs).cost(9.0 * (b * t * d) as f64, b * t * d)
+        Case::new(format!("ln_modulate/{b}x{t}x{d}"), op, inputs)
+            .chain((b * t).max(d))
+            .half(&[0])
+            .parameters(&[1, 2])
+            .cost(9.0 * (b * t * d) as f64, b * t * d)
     };
     vec![
         make([2, 3, 7], false),
         make([2, 4, 6], true),
         make([4, 4, 6], true).leading(2),
         make([12, 128, 128], true).bench_only(),
+        // FLUX.1's width, which has kernels of its own.
+        make([2, 20, 3072], true).bench_only(),
     ]
 }

@@ -8,13 +8,16 @@
 //! x_a   = x_w   + λσe                   its clean image
 //! ```
 //! The same as `x_a = x_w + λ·(x̂_φ − x_w)` with `x̂_φ = x_σ_w − σ·v_φ`, noised again with the same ε, but never
-//! subtracting two nearly equal images. Saves σ; linear in the rest: with `c = λσ` and
+//! subtracting two nearly equal images. [`NegativeFromNoise`] makes ε itself from the winner's noise counter, so that
+//! neither ε nor x_σ_w nor v*_w is ever stored; on a CUDA device it is one kernel. Saves σ; linear in the rest: with `c = λσ` and
 //! `de = c·((1−σ)·dx_σ_a − dv*_a + dx_a)`, `dx_w = dx_a`, `dx_σ_w = dx_σ_a`, `dv*_w = dv*_a + de`, `dv_φ = −de`.
 
-use super::{Case, Op, Save, Slot, dims4, expect_constant, expect_f32, expect_inputs, random};
-use crate::engine::{Device, Tensor, simd};
+use super::{Case, Op, Save, Slot, dims4, expect_constant, expect_f32, expect_inputs, given, random};
+use crate::engine::{Device, Philox, Tensor, simd};
 use crate::{Error, Result};
 use rayon::prelude::*;
+
+mod launch;
 
 const NAME: &str = "coupled_negative";
 
@@ -27,6 +30,9 @@ pub struct CoupledNegative {
 impl Op for CoupledNegative {
     fn name(&self) -> &'static str {
         NAME
+    }
+    fn cuda(&self) -> bool {
+        true
     }
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         expect_inputs(NAME, inputs, 5)?;
@@ -41,7 +47,12 @@ impl Op for CoupledNegative {
         if each == 0 {
             return Err(Error::shape(NAME, format!("samples of shape {shape:?} hold nothing")));
         }
-        let mut outputs: Vec<Tensor> = (0..3).map(|_| Tensor::empty(inputs[0].device(), &shape)).collect();
+        let mut outputs = fresh(inputs[0])?;
+        if let Some(gpu) = inputs[0].device().gpu() {
+            launch::given(gpu, self.lambda, inputs, &mut outputs)?;
+            save.keep(inputs[4]);
+            return Ok(outputs);
+        }
         let [x_sigma_a, v_star_a, x_a] = &mut outputs[..] else { unreachable!("three were made") };
         x_sigma_a
             .f32_mut()
@@ -70,6 +81,9 @@ impl Op for CoupledNegative {
         grads: &[Option<&Tensor>],
         slots: &mut [Option<Slot>],
     ) -> Result<()> {
+        if let Some(gpu) = saved[0].device().gpu() {
+            return launch::backward(gpu, self.lambda, &saved[0], grads, slots);
+        }
         // What gradient `grad` (0: x_σ_a, 1: v*_a, 2: x_a) of sample σ contributes to input `input`.
         let factor = |input: usize, grad: usize, sigma: f32| {
             let de = self.lambda * sigma * [1.0 - sigma, -1.0, 1.0][grad];
@@ -99,19 +113,90 @@ impl Op for CoupledNegative {
     }
 }
 
+/// Three tensors of the winners' shape.
+fn fresh(x: &Tensor) -> Result<Vec<Tensor>> {
+    (0..3).map(|_| Tensor::empty(x.device(), x.shape())).collect()
+}
+
+/// The op that knows the winner's noise by its counter: inputs x_w, v_φ, σ; outputs x_σ_a, v*_a, x_a, with the bits of
+/// [`CoupledNegative`] on the winner noised with ε. For losers, which have no gradient.
+pub struct NegativeFromNoise {
+    /// How far towards the adversary's restoration; 1 is all the way.
+    pub lambda: f32,
+    /// The stream that ε came from.
+    pub noise: Philox,
+    /// The number of ε's first normal in it.
+    pub first: u64,
+}
+
+impl Op for NegativeFromNoise {
+    fn name(&self) -> &'static str {
+        "negative_from_noise"
+    }
+    fn cuda(&self) -> bool {
+        true
+    }
+    fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
+        const OP: &str = "negative_from_noise";
+        expect_inputs(OP, inputs, 3)?;
+        expect_f32(OP, inputs)?;
+        expect_constant(OP, save, &[(0, "x_w"), (1, "v_phi"), (2, "sigma")])?;
+        let [x, v_phi, sigma] = [inputs[0], inputs[1], inputs[2]];
+        let shape = dims4(OP, "x_w", x)?;
+        v_phi.expect(OP, "v_phi", &shape)?;
+        sigma.expect(OP, "sigma", &shape[..1])?;
+        if let Some(gpu) = x.device().gpu() {
+            let mut outputs = fresh(x)?;
+            launch::from_noise(gpu, self, inputs, &mut outputs)?;
+            return Ok(outputs);
+        }
+        let (mut x_sigma, mut v_star) =
+            (Tensor::empty(x.device(), &shape)?, Tensor::empty(x.device(), &shape)?);
+        self.noise.normals(self.first, v_star.f32_mut());
+        let each = x.stride0().max(1);
+        for (i, (noised, star)) in x_sigma.f32_mut().iter_mut().zip(v_star.f32_mut()).enumerate() {
+            let (clean, eps, level) = (x.f32()[i], *star, sigma.f32()[i / each]);
+            *noised = (1.0 - level) * clean + level * eps;
+            *star = eps - clean;
+        }
+        CoupledNegative { lambda: self.lambda }
+            .forward(&[x, &x_sigma, &v_star, v_phi, sigma], &mut Save::nothing())
+    }
+    fn backward(&self, _: &[Tensor], _: &[Option<&Tensor>], _: &mut [Option<Slot>]) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// Small ones for gradcheck; the winners of one batch of the tiny preset.
 pub fn cases(device: &Device) -> Vec<Case> {
     let case = |b: usize, c: usize, h: usize, w: usize| {
         let mut inputs: Vec<Tensor> = (1..5).map(|i| random(device, &[b, c, h, w], i, 1.0)).collect();
-        let mut sigma = Tensor::empty(device, &[b]);
-        sigma.f32_mut().iter_mut().zip(1..).for_each(|(s, i)| *s = 0.31 * i as f32 % 1.0);
-        inputs.push(sigma);
+        let sigma: Vec<f32> = (1..=b).map(|i| 0.31 * i as f32 % 1.0).collect();
+        inputs.push(given(device, &[b], &sigma));
         let n = inputs[0].len();
         Case::new(format!("{NAME}/{b}x{c}x{h}x{w}"), CoupledNegative { lambda: 0.7 }, inputs)
             .constant(&[4])
             .cost(6.0 * n as f64, 3 * n)
     };
-    vec![case(3, 2, 3, 4), case(3, 2, 3, 4).leading(2), case(2, 16, 16, 16).bench_only()]
+    // From a noise counter in the middle of a block of four, and from one at its start.
+    let from_noise = |shape: [usize; 4], first: u64| {
+        let op = NegativeFromNoise { lambda: 0.7, noise: Philox::new(5, 6), first };
+        let sigma: Vec<f32> = (1..=shape[0]).map(|i| 0.31 * i as f32 % 1.0).collect();
+        let inputs = vec![random(device, &shape, 1, 1.0), random(device, &shape, 2, 1.0)];
+        let inputs = [inputs, vec![given(device, &shape[..1], &sigma)]].concat();
+        let n = inputs[0].len();
+        Case::new(format!("negative_from_noise/{first}"), op, inputs)
+            .constant(&[0, 1, 2])
+            .cost(70.0 * n as f64, 3 * n)
+            .bench_only()
+    };
+    vec![
+        case(3, 2, 3, 4),
+        case(3, 2, 3, 4).leading(2),
+        case(2, 16, 16, 16).bench_only(),
+        from_noise([3, 1, 3, 5], 7),
+        from_noise([2, 16, 16, 16], 8192),
+    ]
 }
 
 #[cfg(test)]
@@ -126,7 +211,8 @@ mod tests {
         let (x, eps, v_phi) =
             (random(&d, &shape, 1, 1.0), random(&d, &shape, 2, 1.0), random(&d, &shape, 3, 1.0));
         let sigma = Tensor::from_slice(&d, &[3], &[0.003, 0.5, 1.0]).unwrap();
-        let (mut x_sigma, mut v_star) = (Tensor::empty(&d, &shape), Tensor::empty(&d, &shape));
+        let (mut x_sigma, mut v_star) =
+            (Tensor::empty(&d, &shape).unwrap(), Tensor::empty(&d, &shape).unwrap());
         for i in 0..x.len() {
             let s = sigma.f32()[i / 32];
             x_sigma.f32_mut()[i] = (1.0 - s) * x.f32()[i] + s * eps.f32()[i];
@@ -152,8 +238,11 @@ mod tests {
     #[test]
     fn refusals_carry_the_numbers() {
         let d = Device::cpu();
-        let (x, bad, sigma) =
-            (Tensor::zeros(&d, &[2, 1, 2, 2]), Tensor::zeros(&d, &[2, 1, 2, 3]), Tensor::zeros(&d, &[2]));
+        let (x, bad, sigma) = (
+            Tensor::zeros(&d, &[2, 1, 2, 2]).unwrap(),
+            Tensor::zeros(&d, &[2, 1, 2, 3]).unwrap(),
+            Tensor::zeros(&d, &[2]).unwrap(),
+        );
         let op = CoupledNegative { lambda: 0.1 };
         let e = op.forward(&[&x, &x, &x, &bad, &sigma], &mut Save::nothing()).unwrap_err().to_string();
         assert!(e.contains("v_phi has shape [2, 1, 2, 3]"), "{e}");

@@ -69,7 +69,7 @@ impl Op for Pack {
         expect_f32("pack", inputs)?;
         let [b, c, h, w] = dims4("pack", "the input", inputs[0])?;
         even("pack", h, w)?;
-        let mut out = Tensor::empty(inputs[0].device(), &[b, h / 2 * (w / 2), 4 * c]);
+        let mut out = Tensor::empty(inputs[0].device(), &[b, h / 2 * (w / 2), 4 * c])?;
         pack(inputs[0].f32(), [c, h, w], out.f32_mut());
         Ok(vec![out])
     }
@@ -103,7 +103,7 @@ impl Op for Unpack {
                 ),
             ));
         }
-        let mut out = Tensor::empty(inputs[0].device(), &[b, features / 4, height, width]);
+        let mut out = Tensor::empty(inputs[0].device(), &[b, features / 4, height, width])?;
         unpack(inputs[0].f32(), [features / 4, height, width], out.f32_mut());
         Ok(vec![out])
     }
@@ -166,10 +166,11 @@ mod tests {
     #[test]
     fn odd_planes_are_refused_with_their_size() {
         let d = Device::cpu();
-        let e = Pack.forward(&[&Tensor::zeros(&d, &[1, 2, 5, 4])], &mut Save::nothing()).unwrap_err();
+        let e =
+            Pack.forward(&[&Tensor::zeros(&d, &[1, 2, 5, 4]).unwrap()], &mut Save::nothing()).unwrap_err();
         assert!(e.to_string().contains("5×4"), "{e}");
         let op = Unpack { height: 4, width: 4 };
-        let e = op.forward(&[&Tensor::zeros(&d, &[1, 5, 8])], &mut Save::nothing()).unwrap_err();
+        let e = op.forward(&[&Tensor::zeros(&d, &[1, 5, 8]).unwrap()], &mut Save::nothing()).unwrap_err();
         assert!(e.to_string().contains("5 tokens of 8 features; 4×4 planes need 4"), "{e}");
     }
 }

@@ -50,7 +50,7 @@ impl Op for QkNormRope {
             return Err(Error::shape(OP, detail));
         }
         let (x, w) = (inputs[0].f32(), inputs[1].f32());
-        let mut y = Tensor::empty(inputs[0].device(), inputs[0].shape());
+        let mut y = Tensor::empty(inputs[0].device(), inputs[0].shape())?;
         y.f32_mut().par_chunks_mut(width).enumerate().for_each(|(row, y)| {
             let (cos, sin) = self.angles(row % tokens);
             simd::norm_rotate(&x[row * width..][..width], w, EPS, cos, sin, y);

@@ -37,8 +37,8 @@ impl Op for MeanSquare {
             ));
         }
         let (n, each) = (st[0], target.stride0());
-        let mut residual = Tensor::empty(v.device(), st);
-        let mut out = Tensor::empty(v.device(), &[n]);
+        let mut residual = Tensor::empty(v.device(), st)?;
+        let mut out = Tensor::empty(v.device(), &[n])?;
         residual
             .f32_mut()
             .par_chunks_mut(each)
@@ -82,8 +82,8 @@ impl Op for Mean {
             return Err(Error::shape("mean", format!("the input has shape {:?}, wanted [n ≥ 1]", x.shape())));
         }
         let sum: f64 = x.f32().iter().map(|&v| f64::from(v)).sum();
-        save.keep_whole(&Tensor::scalar(x.device(), x.len() as f32));
-        Ok(vec![Tensor::scalar(x.device(), (sum / x.len() as f64) as f32)])
+        save.keep_whole(&Tensor::scalar(x.device(), x.len() as f32)?);
+        Ok(vec![Tensor::scalar(x.device(), (sum / x.len() as f64) as f32)?])
     }
     fn backward(
         &self,

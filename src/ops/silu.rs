@@ -2,7 +2,7 @@
 //!
 //! Saves x. Backward: `dx = dy ⊙ SiLU′(x)`, `SiLU′ = s·(1 + x·(1 − s))` with `s = sigmoid(x)`.
 
-use super::{Case, Op, Save, Slot, expect_f32, expect_inputs, random};
+use super::{Case, Op, Save, Slot, cuda, expect_inputs, random};
 use crate::Result;
 use crate::engine::{Device, Tensor, simd};
 use rayon::prelude::*;
@@ -27,11 +27,17 @@ impl Op for Silu {
     fn name(&self) -> &'static str {
         "silu"
     }
+    fn cuda(&self) -> bool {
+        true
+    }
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         expect_inputs("silu", inputs, 1)?;
-        expect_f32("silu", inputs)?;
-        let mut y = Tensor::empty(inputs[0].device(), inputs[0].shape());
-        forward(inputs[0].f32(), y.f32_mut());
+        let x = inputs[0];
+        let mut y = Tensor::empty_as(x.device(), x.shape(), x.dtype())?;
+        match x.device().gpu() {
+            None => forward(x.f32(), y.f32_mut()),
+            Some(gpu) => cuda::map(gpu, "silu.cu", "silu_fwd", x, &mut y)?,
+        }
         save.keep(inputs[0]);
         Ok(vec![y])
     }
@@ -42,6 +48,9 @@ impl Op for Silu {
         slots: &mut [Option<Slot>],
     ) -> Result<()> {
         if let (Some(slot), Some(dy)) = (&mut slots[0], grads[0]) {
+            if let Some(gpu) = dy.device().gpu() {
+                return cuda::slope(gpu, "silu", ["silu.cu", "silu_bwd"], &saved[0], dy, slot);
+            }
             let mut g = dy.f32().to_vec();
             backward(saved[0].f32(), &mut g);
             slot.put(&g);
@@ -54,7 +63,9 @@ impl Op for Silu {
 pub fn cases(device: &Device) -> Vec<Case> {
     let case = |shape: &[usize]| {
         let n: usize = shape.iter().product();
-        Case::new(format!("silu/{n}"), Silu, vec![random(device, shape, 1, 1.5)]).cost(5.0 * n as f64, n)
+        Case::new(format!("silu/{n}"), Silu, vec![random(device, shape, 1, 1.5)])
+            .half(&[0])
+            .cost(5.0 * n as f64, n)
     };
     vec![case(&[3, 5, 7]), case(&[3, 5, 7]).leading(2), case(&[12, 128]).bench_only()]
 }

@@ -26,6 +26,8 @@ use rustfft::num_complex::Complex32;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError};
 
+mod launch;
+
 /// Which frequencies the energy sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -126,7 +128,7 @@ impl Sobolev {
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let [_, _, h, w] = dims4("sobolev", "the field", x)?;
         expect_f32("sobolev", &[x])?;
-        let mut out = Tensor::empty(x.device(), x.shape());
+        let mut out = Tensor::empty(x.device(), x.shape())?;
         self.at(h, w)?.apply_all(x.f32(), out.f32_mut());
         Ok(out)
     }
@@ -150,22 +152,43 @@ fn per_sample(planes: &[f64], c: usize, area: usize) -> Vec<f64> {
     planes.chunks(c.max(1)).map(|p| p.iter().sum::<f64>() / (c * area) as f64).collect()
 }
 
+/// How a CUDA device transforms planes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// In one block by radices of 8 and 4: square planes of 8, 16, 32 or 64.
+    Radix,
+    /// In one block by the matrix of the DFT: planes of at most 64×64.
+    Matrix,
+    /// By cuFFT: planes of any size.
+    CuFft,
+}
+
 /// The gap of two residuals' energies against one target; inputs v, v_ref, target. A clone shares the plans.
 #[derive(Clone)]
 pub struct SobolevGap {
     operator: Sobolev,
+    /// `None`: the fastest for the plane's size.
+    route: Option<Route>,
 }
 
 impl SobolevGap {
     /// The gap in `metric`.
     pub fn new(metric: Metric) -> Self {
-        Self { operator: Sobolev::new(metric) }
+        Self { operator: Sobolev::new(metric), route: None }
+    }
+    /// The same, transformed by `route` on a CUDA device.
+    pub fn by(mut self, route: Route) -> Self {
+        self.route = Some(route);
+        self
     }
 }
 
 impl Op for SobolevGap {
     fn name(&self) -> &'static str {
         "sobolev_gap"
+    }
+    fn cuda(&self) -> bool {
+        true
     }
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         expect_inputs("sobolev_gap", inputs, 3)?;
@@ -186,7 +209,15 @@ impl Op for SobolevGap {
         let scale = (1.0 / (c * area) as f64) as f32;
 
         let kept = if save.needs(0) { save.lead().min(n) } else { 0 };
-        let mut partial = Tensor::empty(v.device(), &[kept, c, h, w]);
+        let mut partial = Tensor::empty(v.device(), &[kept, c, h, w])?;
+        if let Some(gpu) = v.device().gpu() {
+            let (metric, route) = (self.operator.metric(), self.route);
+            let problem =
+                launch::Problem { fields: [v, v_ref, target], extents: [n, c, h, w], metric, route };
+            let gap = launch::forward(gpu, &problem, &mut partial)?;
+            save.keep(&partial);
+            return Ok(vec![gap]);
+        }
         let keep = partial.f32_mut().chunks_mut(area).map(Some).chain(std::iter::repeat_with(|| None));
         let planes: Vec<(usize, Option<&mut [f32]>)> = (0..n * c).zip(keep).collect();
         let dots: Vec<f64> = planes
@@ -217,6 +248,9 @@ impl Op for SobolevGap {
         slots: &mut [Option<Slot>],
     ) -> Result<()> {
         if let (Some(slot), Some(dgap)) = (&mut slots[0], grads[0]) {
+            if let Some(gpu) = dgap.device().gpu() {
+                return launch::backward(gpu, &saved[0], dgap, slot);
+            }
             let each = slot.grad.stride0();
             let rows = slot.adding().par_chunks_mut(each).zip(saved[0].f32().par_chunks(each));
             rows.zip(dgap.f32()).for_each(|((g, partial), &dgap)| simd::axpy(dgap, partial, g));
@@ -227,25 +261,42 @@ impl Op for SobolevGap {
 
 /// Small ones for gradcheck (even and odd planes, more samples than targets); the gaps of one batch of the tiny preset.
 pub fn cases(device: &Device) -> Vec<Case> {
-    let case = |metric: Metric, samples: usize, [n, c, h, w]: [usize; 4]| {
+    let by = |route: Option<Route>, metric: Metric, samples: usize, [n, c, h, w]: [usize; 4]| {
         let field = |n: usize, stream: u64, scale: f32| random(device, &[n, c, h, w], stream, scale);
         let inputs = vec![field(samples, 1, 0.5), field(n, 2, 0.5), field(n, 3, 0.5)];
         let values = (n * c * h * w) as f64;
         let flops = 10.0 * values * ((h * w) as f64).log2() + 10.0 * values;
-        let name = format!("sobolev_gap/{:?}/s{}/{n}x{c}x{h}x{w}", metric.spectrum, metric.s);
-        let mut case = Case::new(name.to_lowercase(), SobolevGap::new(metric), inputs).constant(&[1, 2]);
+        let by = route.map_or(String::new(), |r| format!(" {r:?}"));
+        let name = format!("sobolev_gap/{:?}/s{}/{n}x{c}x{h}x{w}{by}", metric.spectrum, metric.s);
+        let op = SobolevGap { route, ..SobolevGap::new(metric) };
+        let mut case = Case::new(name.to_lowercase(), op, inputs).constant(&[1, 2]);
         case.bytes = 12.0 * values;
         case.cost(flops, n + n * c * h * w)
     };
+    let case = |metric, samples, extents| by(None, metric, samples, extents);
     let half = |s: f64, weight: Weight| Metric { s, spectrum: Spectrum::Half, weight };
-    vec![
+    // Every route of a CUDA device, at sizes that it is for and at those it is not the first choice for.
+    let routed =
+        |route, extents: [usize; 4]| by(Some(route), half(1.5, Weight::Raw), 3, extents).bench_only();
+    let routes = vec![
+        routed(Route::Radix, [2, 3, 8, 8]),
+        routed(Route::Radix, [2, 3, 32, 32]),
+        routed(Route::Matrix, [2, 2, 64, 64]),
+        routed(Route::Matrix, [2, 2, 33, 48]),
+        routed(Route::CuFft, [2, 2, 64, 64]),
+        routed(Route::CuFft, [2, 3, 5, 7]),
+        routed(Route::CuFft, [2, 1, 96, 80]),
+    ];
+    let mut all = vec![
         case(Metric::full(1.5), 3, [3, 2, 4, 6]),
         case(half(1.5, Weight::Raw), 4, [3, 1, 3, 5]),
         case(half(-1.0, Weight::MeanOne), 4, [3, 2, 5, 4]).leading(2),
         case(Metric::full(0.0), 3, [3, 1, 1, 7]),
         case(half(1.5, Weight::Raw), 12, [6, 16, 16, 16]).bench_only(),
         case(half(1.5, Weight::Raw), 3, [3, 16, 64, 64]).bench_only(),
-    ]
+    ];
+    all.extend(routes);
+    all
 }
 
 #[cfg(test)]
@@ -349,7 +400,7 @@ pub(crate) mod tests {
             let x = file.tensor(&format!("x_{i}")).unwrap();
             let data: Vec<f32> = read(&format!("x_{i}")).unwrap().iter().map(|&v| v as f32).collect();
             let x = Tensor::from_slice(&d, x.shape(), &data).unwrap();
-            let zero = Tensor::zeros(&d, x.shape());
+            let zero = Tensor::zeros(&d, x.shape()).unwrap();
             for s in json["config"]["s"].as_array().unwrap() {
                 for (kind, spectrum) in [("full", Spectrum::Full), ("ref", Spectrum::Half)] {
                     let metric = Metric { s: s.as_f64().unwrap(), spectrum, weight: Weight::Raw };
@@ -475,7 +526,7 @@ pub(crate) mod tests {
     #[test]
     fn refusals_carry_the_numbers() {
         let d = Device::cpu();
-        let (a, b) = (Tensor::zeros(&d, &[2, 1, 4, 4]), Tensor::zeros(&d, &[3, 1, 4, 4]));
+        let (a, b) = (Tensor::zeros(&d, &[2, 1, 4, 4]).unwrap(), Tensor::zeros(&d, &[3, 1, 4, 4]).unwrap());
         let op = SobolevGap::new(Metric::full(1.5));
         let says = |r: Result<Vec<Tensor>>, what: &str| {
             let e = r.expect_err("refused").to_string();

@@ -1,7 +1,6 @@
 //! Reading a run directory, whatever of it is there: a run that died has no summary, an old one no validation.
 
 use crate::eval::{Evaluation, Metrics};
-use crate::infer::model::layout;
 use crate::train::read::{Record, each_record, picture};
 use crate::{Error, Result};
 use serde_json::Value;
@@ -63,7 +62,7 @@ pub struct Run {
 impl Run {
     /// Reads what there is in `folder`; a folder with nothing of a run in it is a usage error.
     pub fn read(folder: &Path) -> Result<Self> {
-        const MARKS: [&str; 3] = [layout::CONFIG, layout::LOG, layout::SUMMARY];
+        const MARKS: [&str; 3] = ["config.toml", "log.jsonl", "summary.json"];
         if !MARKS.iter().any(|mark| folder.join(mark).is_file()) {
             let what = if folder.is_dir() { "there is no" } else { "no such folder, so no" };
             let marks = MARKS.join(", no ");
@@ -83,15 +82,15 @@ impl Run {
             evaluation: None,
             environment: Vec::new(),
             warnings: Vec::new(),
-            samples: picture(folder, layout::PICTURE).map(|(png, size)| Picture { png, size }),
+            samples: picture(folder, "samples.png").map(|(png, size)| Picture { png, size }),
         };
-        run.config = run.part(layout::CONFIG, |path| std::fs::read_to_string(path).map_err(Error::io(path)));
-        run.summary = run.part(layout::SUMMARY, json);
-        run.evaluation = run.part(layout::EVALUATION, |path| Evaluation::load(path));
-        let environment = run.part(layout::ENVIRONMENT, json);
+        run.config = run.part("config.toml", |path| std::fs::read_to_string(path).map_err(Error::io(path)));
+        run.summary = run.part("summary.json", json);
+        run.evaluation = run.part("evaluation.json", |path| Evaluation::load(path));
+        let environment = run.part("environment.json", json);
         run.environment = environment.as_ref().map(entries).unwrap_or_default();
-        run.log(layout::LOG, Stage::train);
-        run.log(layout::VALIDATION, Stage::validate);
+        run.log("log.jsonl", Stage::train);
+        run.log("validation.jsonl", Stage::validate);
         Ok(run)
     }
 

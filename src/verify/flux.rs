@@ -186,8 +186,8 @@ fn cond_inputs(
     Ok(Inputs {
         img,
         cond: Some(cond),
-        txt: Var::constant(Tensor::zeros(device, &[batch, 1, config.joint_attention_dim])),
-        pooled: Var::constant(Tensor::zeros(device, &[batch, config.pooled_projection_dim])),
+        txt: Var::constant(Tensor::zeros(device, &[batch, 1, config.joint_attention_dim])?),
+        pooled: Var::constant(Tensor::zeros(device, &[batch, config.pooled_projection_dim])?),
         guidance: vec![0.0; batch],
         sigma,
         img_ids: f.ids("in.img_ids")?,

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 #![allow(missing_docs, reason = "shared by tests, not a library")]
 
+pub mod cuda;
 use asasr_engine::Result;
 use asasr_engine::autograd::{ParamSet, Tape};
 use asasr_engine::engine::{Device, Philox, Tensor};

@@ -1,0 +1,104 @@
+//! The CUDA side of the Sobolev gap: `kernels/sobolev.cu`, and cuFFT for planes that do not fit a block.
+
+use super::super::{Slot, cuda};
+use super::{Metric, Route};
+use crate::Result;
+use crate::engine::Tensor;
+use crate::engine::cuda::Gpu;
+use crate::engine::cuda::fft::Direction;
+
+const OP: &str = "sobolev_gap";
+const SOURCE: &str = "sobolev.cu";
+/// Longest side of a plane that a block transforms by itself.
+const IN_BLOCK: usize = 64;
+/// Values of a plane that a block of the unpacking kernel sums.
+const PIECE: usize = 4096;
+
+impl Route {
+    /// How planes of `h`×`w` are transformed where the caller does not mind.
+    fn of(h: usize, w: usize) -> Self {
+        match (h, w) {
+            (8, 8) | (16, 16) | (32, 32) | (64, 64) => Self::Radix,
+            _ if h.max(w) <= IN_BLOCK => Self::Matrix,
+            _ => Self::CuFft,
+        }
+    }
+}
+
+/// The weight in the DFT's order, with the 1/(H·W) of transforms that do not divide.
+fn weight(metric: &Metric, h: usize, w: usize) -> Vec<f32> {
+    metric.plane_f64(h, w).into_iter().map(|v| (v / (h * w) as f64) as f32).collect()
+}
+
+/// What a gap is computed from: three fields, their extents, the metric, the route if it is forced.
+pub struct Problem<'a> {
+    pub fields: [&'a Tensor; 3],
+    pub extents: [usize; 4],
+    pub metric: &'a Metric,
+    pub route: Option<Route>,
+}
+
+/// The gap of every sample; ∂ of the leading samples into `partial`.
+pub fn forward(gpu: &Gpu, problem: &Problem, partial: &mut Tensor) -> Result<Tensor> {
+    let &Problem { fields: [v, v_ref, target], extents: [n, c, h, w], metric, route } = problem;
+    let route = route.unwrap_or_else(|| Route::of(h, w));
+    let (planes, area, device) = (n * c, h * w, v.device());
+    let weight = gpu.constant(format!("{OP} {metric:?} {h}x{w}"), || weight(metric, h, w))?;
+    let int = |n| cuda::int(OP, n);
+    let (kept, scale) = (int(partial.shape()[0] * c)?, (1.0 / (c * area) as f64) as f32);
+    let pieces = if route == Route::CuFft { area.div_ceil(PIECE) } else { 1 };
+    // f64: two f32 each.
+    let mut dot = Tensor::empty(device, &[planes * pieces, 2])?;
+    match route {
+        Route::Radix => {
+            let kernel = gpu.kernel(SOURCE, &format!("sobolev_gap_fwd_{h}_f32"))?;
+            let launch = gpu.launch(&kernel, [planes, 1, 1], 4 * h as u32).read(v).read(v_ref).read(target);
+            launch.value(weight).write(&mut dot).write(partial).value(kept).value(scale).run()?;
+        }
+        Route::Matrix => {
+            let kernel = gpu.kernel(SOURCE, "sobolev_gap_fwd_dft_f32")?;
+            let launch = gpu.launch(&kernel, [planes, 1, 1], 256).shared(16 * h * (w | 1));
+            let launch = launch.read(v).read(v_ref).read(target).value(weight).write(&mut dot).write(partial);
+            launch.value(int(h)?).value(int(w)?).value(kept).value(scale).run()?;
+        }
+        Route::CuFft => {
+            let values = planes * area;
+            let mut z = Tensor::empty(device, &[values, 2])?;
+            let kernel = gpu.kernel(SOURCE, "sobolev_gap_fwd_pack_f32")?;
+            let launch = gpu.launch(&kernel, [cuda::blocks(gpu, values / 4 + 1), 1, 1], cuda::THREADS);
+            launch.read(v).read(v_ref).read(target).write(&mut z).value(cuda::long(values)).run()?;
+            // SAFETY: z holds `values` complex numbers and is used by this stream alone.
+            unsafe { gpu.fft(z.address_mut()?, planes, h, w, Direction::Forward) }?;
+            let kernel = gpu.kernel(SOURCE, "sobolev_gap_fwd_weigh_f32")?;
+            let launch = gpu.launch(&kernel, [cuda::blocks(gpu, area), planes.min(8), 1], cuda::THREADS);
+            launch.value(weight).write(&mut z).value(int(area)?).value(int(planes)?).run()?;
+            // SAFETY: as above.
+            unsafe { gpu.fft(z.address_mut()?, planes, h, w, Direction::Inverse) }?;
+            let kernel = gpu.kernel(SOURCE, "sobolev_gap_fwd_unpack_f32")?;
+            let launch = gpu.launch(&kernel, [pieces, planes, 1], cuda::THREADS);
+            let launch = launch.read(&z).read(v).read(v_ref).write(&mut dot).write(partial);
+            launch.value(int(area)?).value(kept).value(scale).run()?;
+        }
+    }
+    let mut gap = Tensor::empty(device, &[n])?;
+    let kernel = gpu.kernel(SOURCE, "sobolev_gap_fwd_sum_f32")?;
+    let launch = gpu.launch(&kernel, [n, 1, 1], 32).read(&dot).write(&mut gap);
+    launch.value(int(c * pieces)?).value((c * area) as f64).run()?;
+    Ok(gap)
+}
+
+/// dv = ∂·dgap over the samples that have one; the others have no gradient.
+pub fn backward(gpu: &Gpu, partial: &Tensor, dgap: &Tensor, slot: &mut Slot) -> Result<()> {
+    let (samples, each) = (partial.shape()[0], partial.stride0());
+    if !slot.accumulate {
+        slot.grad.zero_from(samples)?;
+    }
+    let kernel = gpu.kernel(SOURCE, "sobolev_gap_bwd_f32")?;
+    gpu.launch(&kernel, [cuda::blocks(gpu, each), samples, 1], cuda::THREADS)
+        .read(partial)
+        .read(dgap)
+        .write(&mut slot.grad)
+        .value(cuda::long(each))
+        .value(i32::from(slot.accumulate))
+        .run()
+}

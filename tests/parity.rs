@@ -1,0 +1,177 @@
+//! Every case of every op that has CUDA kernels, forward and backward, in f32 and bf16, against the CPU's op.
+//!
+//! The tolerance is derived, not chosen: twice the error of a naive implementation in the same dtype, and the rounding of
+//! the result to its dtype, in the 2-norm and at the worst element. What a naive implementation is off by is measured on
+//! the CPU's op: by how much its results move when every input is moved by an ulp of f32, in random directions, or, where
+//! the op stores an intermediate (`Case::stores`), by one of the dtype it stores it in. A chain of K additions is off by
+//! √K/(2√6) times what its terms' roundings are (`Case::chain`).
+
+mod common;
+
+use asasr_engine::engine::{DType, Device, Philox, Tensor};
+use asasr_engine::ops::{self, Case, Save, Slot};
+use half::bf16;
+
+/// One of an op's results, on the host: an output or an input's gradient.
+struct Value {
+    what: String,
+    dtype: DType,
+    values: Vec<f32>,
+}
+
+fn normals(stream: u64, n: usize) -> Vec<f32> {
+    let mut values = vec![0.0; n];
+    Philox::new(99, stream).normals(0, &mut values);
+    values
+}
+
+fn round(values: &mut [f32]) {
+    values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
+}
+
+/// A tensor of these values as `dtype`, which holds them exactly.
+fn tensor(device: &Device, shape: &[usize], dtype: DType, values: &[f32]) -> Tensor {
+    match dtype {
+        DType::F32 => Tensor::from_slice(device, shape, values),
+        DType::Bf16 => Tensor::bf16_from_f32(device, shape, values),
+    }
+    .unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Runs `case` on `device` with inputs `values`, those of `case.half` in `dtype`; gradients are added to normals where
+/// `accumulate`.
+fn run(case: &Case, device: &Device, dtype: DType, values: &[Vec<f32>], accumulate: bool) -> Vec<Value> {
+    let of = |i: usize| if case.half.contains(&i) { dtype } else { DType::F32 };
+    let inputs: Vec<Tensor> =
+        values.iter().enumerate().map(|(i, v)| tensor(device, case.inputs[i].shape(), of(i), v)).collect();
+    let inputs: Vec<&Tensor> = inputs.iter().collect();
+    let mut save = Save::new(&case.differentiable, case.lead);
+    let outputs = case.op.forward(&inputs, &mut save).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let saved = save.into_kept();
+    let gradient = |i: usize, shape: &[usize], dtype: DType| {
+        let mut values = normals(1000 + i as u64, shape.iter().product());
+        // The same on both devices, and exact in either dtype.
+        round(&mut values);
+        tensor(device, shape, dtype, &values)
+    };
+    // Each output's gradient, of its dtype, over the leading samples.
+    let above: Vec<Tensor> = outputs
+        .iter()
+        .enumerate()
+        .map(|(i, o)| gradient(i, o.leading(case.lead).shape(), o.dtype()))
+        .collect();
+    let above: Vec<Option<&Tensor>> = above.iter().map(Some).collect();
+    let mut slots: Vec<Option<Slot>> = (0..inputs.len())
+        .map(|i| {
+            let dtype = if case.parameters.contains(&i) { DType::F32 } else { of(i) };
+            let whole = case.parameters.contains(&i);
+            let shape = if whole { inputs[i].clone() } else { inputs[i].leading(case.lead) };
+            case.differentiable[i].then(|| Slot { grad: gradient(100 + i, shape.shape(), dtype), accumulate })
+        })
+        .collect();
+    case.op.backward(&saved, &above, &mut slots).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let outputs = outputs.iter().enumerate().map(|(i, t)| (format!("output {i}"), t));
+    let gradients = slots.iter().enumerate();
+    let gradients =
+        gradients.filter_map(|(i, s)| Some((format!("gradient of input {i}"), &s.as_ref()?.grad)));
+    let value = |(what, t): (String, &Tensor)| {
+        let values = t.values().unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        Value { what, dtype: t.dtype(), values }
+    };
+    outputs.chain(gradients).map(value).collect()
+}
+
+/// Half an ulp of 1 in `dtype`.
+fn unit(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => 2f64.powi(-24),
+        DType::Bf16 => 2f64.powi(-8),
+    }
+}
+
+/// The 2-norm and the largest size of a − b.
+fn distance(a: &[f32], b: &[f32]) -> [f64; 2] {
+    assert_eq!(a.len(), b.len());
+    let off = || a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs());
+    [off().map(|v| v * v).sum::<f64>().sqrt(), off().fold(0.0, f64::max)]
+}
+
+/// The share of the tolerance that `got` uses, 1 being its edge, where the naive implementation is off by `naive`.
+fn share(got: &Value, want: &Value, naive: [f64; 2]) -> f64 {
+    if got.values.iter().any(|g| !g.is_finite()) {
+        return f64::INFINITY;
+    }
+    let (off, size) =
+        (distance(&got.values, &want.values), distance(&want.values, &vec![0.0; want.values.len()]));
+    let allowed = |i: usize| 2.0 * naive[i] + unit(got.dtype) * size[i] + f64::from(f32::MIN_POSITIVE);
+    (off[0] / allowed(0)).max(off[1] / allowed(1))
+}
+
+/// What moving the inputs moves each result by, at most, over a few directions.
+fn moved(case: &Case, dtype: DType, values: &[Vec<f32>], want: &[Value], accumulate: bool) -> Vec<[f64; 2]> {
+    let step = if case.stores { 2.0 * unit(dtype) } else { 2.0 * unit(DType::F32) };
+    let chain = ((case.chain as f64).sqrt() / 24f64.sqrt()).max(1.0);
+    let mut most = vec![[0f64; 2]; want.len()];
+    for direction in 0..3 {
+        let moved: Vec<Vec<f32>> = values
+            .iter()
+            .enumerate()
+            .map(|(i, v)| {
+                let signs = normals(2000 + 50 * direction + i as u64, v.len());
+                v.iter().zip(signs).map(|(v, s)| v * (1.0 + step as f32 * s.signum())).collect()
+            })
+            .collect();
+        let near = run(case, &Device::cpu(), DType::F32, &moved, accumulate);
+        for ((most, near), want) in most.iter_mut().zip(&near).zip(want) {
+            let by = distance(&near.values, &want.values);
+            *most = [0, 1].map(|i| most[i].max(chain * by[i]));
+        }
+    }
+    most
+}
+
+#[test]
+fn kernels_agree_with_the_cpu() {
+    let Some(device) = common::cuda::device() else { return };
+    let cpu = Device::cpu();
+    let mut failures = Vec::new();
+    let mut rows = 0;
+    for case in ops::cases(&cpu).iter().filter(|c| c.op.cuda()) {
+        for dtype in [DType::F32, DType::Bf16] {
+            if dtype == DType::Bf16 && case.half.is_empty() {
+                continue;
+            }
+            let mut values: Vec<Vec<f32>> = case.inputs.iter().map(|t| t.f32().to_vec()).collect();
+            if dtype == DType::Bf16 {
+                case.half.iter().for_each(|&i| round(&mut values[i]));
+            }
+            for accumulate in [false, true] {
+                let want = run(case, &cpu, DType::F32, &values, accumulate);
+                let naive = moved(case, dtype, &values, &want, accumulate);
+                let got = run(case, &device, dtype, &values, accumulate);
+                let again = run(case, &device, dtype, &values, accumulate);
+                let mut worst: f64 = 0.0;
+                for (((got, again), want), naive) in got.iter().zip(&again).zip(&want).zip(naive) {
+                    let share = share(got, want, naive);
+                    let title = || format!("{} {dtype:?}, accumulate {accumulate}, {}", case.name, got.what);
+                    if share > 1.0 {
+                        failures.push(format!("{}: {share:.2} of the tolerance", title()));
+                    }
+                    let bits = |v: &Value| v.values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                    if bits(got) != bits(again) {
+                        failures.push(format!("{}: other bits the second time", title()));
+                    }
+                    worst = worst.max(share);
+                }
+                rows += 1;
+                println!(
+                    "{:44} {:5} {:10} {worst:.3}",
+                    case.name,
+                    dtype.name(),
+                    if accumulate { "accumulate" } else { "" }
+                );
+            }
+        }
+    }
+    assert!(rows > 0 && failures.is_empty(), "of {rows}:\n{}", failures.join("\n"));
+}

@@ -9,6 +9,8 @@
 mod common;
 
 use asasr_engine::engine::{DType, Device, Philox, Tensor};
+use asasr_engine::ops::adamw::launch::{self, Arenas};
+use asasr_engine::ops::adamw::{self, AdamW};
 use asasr_engine::ops::{self, Case, Save, Slot};
 use half::bf16;
 
@@ -174,4 +176,55 @@ fn kernels_agree_with_the_cpu() {
         }
     }
     assert!(rows > 0 && failures.is_empty(), "of {rows}:\n{}", failures.join("\n"));
+}
+
+/// Three updates, clipped, with and without decay: the CPU's bits; a gradient that is not finite changes nothing.
+#[test]
+fn the_optimizer_has_the_cpus_bits() {
+    let Some(device) = common::cuda::device() else { return };
+    let gpu = device.gpu().expect("a CUDA device");
+    let opt = AdamW { weight_decay: 0.1, ..AdamW::default() };
+    let sizes = [(20_001, true), (37, false), (2, false), (16_384, true)];
+    let n: usize = sizes.iter().map(|s| s.0).sum();
+    let (mut w, mut m, mut v, mut mean) = (normals(1, n), vec![0.0; n], vec![0.0; n], normals(2, n));
+    let on = |values: &[f32]| tensor(&device, &[values.len()], DType::F32, values);
+    let (mut w2, mut m2, mut v2, mut mean2) = (on(&w), on(&m), on(&v), on(&mean));
+    let mut half = tensor(&device, &[n], DType::Bf16, &vec![0.0; n]);
+    let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    for step in 1..=3 {
+        let mut g = normals(10 + step, n);
+        let clip = adamw::clip_factor(adamw::norm(&g), 50.0);
+        assert!(clip < 1.0);
+        adamw::update(&opt.at(step, 1e-2, clip), &sizes, &mut w, &g, &mut m, &mut v);
+        adamw::average(0.9, &w, &mut mean);
+        let update = |g: &[f32], w: &mut Tensor, m: &mut Tensor, v: &mut Tensor, half: &mut Tensor| {
+            let arenas = Arenas { w, g: &on(g), m, v, half: Some(half) };
+            launch::update(gpu, &opt, (step, 1e-2, 50.0), &sizes, arenas).unwrap_or_else(|e| panic!("{e}"))
+        };
+        let norm = update(&g, &mut w2, &mut m2, &mut v2, &mut half).norm().unwrap();
+        assert_eq!(norm, adamw::norm(&g));
+        launch::average(gpu, 0.9, &w2, &mut mean2).unwrap();
+        let same = [(&w, &w2), (&m, &m2), (&v, &v2), (&mean, &mean2)];
+        for (i, (cpu, cuda)) in same.into_iter().enumerate() {
+            assert!(bits(cpu) == bits(&cuda.values().unwrap()), "step {step}, arena {i}");
+        }
+        let mut rounded = w.clone();
+        round(&mut rounded);
+        assert!(bits(&rounded) == bits(&half.values().unwrap()));
+        g[n / 2] = f32::NAN;
+        assert!(update(&g, &mut w2, &mut m2, &mut v2, &mut half).norm().unwrap().is_nan());
+        assert!(bits(&w) == bits(&w2.values().unwrap()));
+    }
+}
+
+/// The noise is a counter: the same bits wherever a draw begins.
+#[test]
+fn noise_has_the_cpus_bits() {
+    let Some(device) = common::cuda::device() else { return };
+    for (stream, first, n) in [(0, 0, 1000), (7, 3, 1), (1 << 40, (1 << 34) + 5, 4099), (9, 8, 16_384)] {
+        let philox = Philox::new(0x1234_5678_9abc_def0, stream);
+        let on = |device: &Device| philox.tensor(device, &[n], first).unwrap().values().unwrap();
+        let (cpu, cuda) = (on(&Device::cpu()), on(&device));
+        assert!(cpu.iter().zip(&cuda).all(|(a, b)| a.to_bits() == b.to_bits()), "{stream} {first} {n}");
+    }
 }

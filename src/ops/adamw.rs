@@ -8,6 +8,8 @@
 
 use rayon::prelude::*;
 
+pub mod launch;
+
 /// Elements per task; also the partition of the norm's sum, so its bits do not depend on the thread count.
 const PIECE: usize = 1 << 14;
 
@@ -54,6 +56,13 @@ impl AdamW {
     }
 }
 
+impl Step {
+    /// What weight decay leaves of a weight.
+    fn keep(&self) -> f32 {
+        (1.0 - decimal(self.lr) * decimal(self.opt.weight_decay)) as f32
+    }
+}
+
 /// The f64 a short decimal constant such as 0.999 stands for, rather than the f32 nearest to it.
 fn decimal(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
@@ -77,8 +86,7 @@ pub fn update(step: &Step, sizes: &[(usize, bool)], w: &mut [f32], g: &[f32], m:
     for &(n, decays) in sizes {
         let range = at..at + n;
         at += n;
-        let keep =
-            if decays { (1.0 - decimal(step.lr) * decimal(step.opt.weight_decay)) as f32 } else { 1.0 };
+        let keep = if decays { step.keep() } else { 1.0 };
         w[range.clone()]
             .par_chunks_mut(PIECE)
             .zip(g[range.clone()].par_chunks(PIECE))

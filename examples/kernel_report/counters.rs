@@ -1,0 +1,228 @@
+//! What the emulator counts while every op's cases run, forward and backward, beside what the launches needed; and the
+//! gate. A kernel is judged where it was given most to move: in a small case the rounding to sectors is all there is.
+
+use crate::direct;
+use asasr_engine::engine::cuda::{Gpu, Need, library};
+use asasr_engine::engine::{DType, Device, Tensor, kernels};
+use asasr_engine::ops::{self, Case, Save, Slot};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// Most that a kernel may move, as a multiple of its need.
+const BYTES: f64 = 1.15;
+/// Most conflicts, as a share of the accesses to shared memory.
+const CONFLICTS: f64 = 0.01;
+/// How far the matrix products may be from the need of whole tiles.
+const MMA: f64 = 0.02;
+/// Fewer accesses to shared memory than this say nothing of a kernel's conflicts.
+const FEW: u64 = 1000;
+
+type Any = Box<dyn std::error::Error>;
+
+/// What one kernel did in one pass of one case.
+#[derive(Clone, Default)]
+pub struct Sample {
+    /// Case and pass.
+    pub at: String,
+    pub need: Need,
+    /// The emulator's counters, by name.
+    pub counts: BTreeMap<String, u64>,
+}
+
+impl Sample {
+    pub fn count(&self, name: &str) -> u64 {
+        self.counts.get(name).copied().unwrap_or(0)
+    }
+    /// Bytes that threads moved, as a multiple of the need.
+    pub fn moved(&self) -> f64 {
+        let bytes = self.count("global_bytes_read") + self.count("global_bytes_written");
+        bytes as f64 / self.need.bytes as f64
+    }
+    /// Bytes of the sectors that their requests touched, likewise.
+    pub fn touched(&self) -> f64 {
+        32.0 * self.count("global_sectors") as f64 / self.need.bytes as f64
+    }
+    /// Conflicts by access to shared memory.
+    pub fn conflicts(&self) -> f64 {
+        self.count("bank_conflicts") as f64 / self.count("shared_requests").max(1) as f64
+    }
+    /// What was multiplied, as a multiple of the need; 1 where neither is.
+    pub fn multiplied(&self) -> f64 {
+        match (self.count("mma_FLOPs"), self.need.mma_flops) {
+            (0, 0) => 1.0,
+            (done, need) => done as f64 / need as f64,
+        }
+    }
+}
+
+/// A kernel's samples, as far as the gate looks at them.
+#[derive(Default)]
+pub struct Judged {
+    /// Where it had most to move.
+    pub largest: Sample,
+    /// Where its shared memory met most conflicts.
+    pub crowded: Sample,
+    /// Where its products were furthest from the need.
+    pub wasteful: Sample,
+}
+
+impl Judged {
+    fn take(&mut self, sample: Sample) {
+        let far = |s: &Sample| (s.multiplied() - 1.0).abs();
+        if sample.count("shared_requests") >= FEW && sample.conflicts() > self.crowded.conflicts() {
+            self.crowded = sample.clone();
+        }
+        if self.wasteful.at.is_empty() || far(&sample) > far(&self.wasteful) {
+            self.wasteful = sample.clone();
+        }
+        if self.largest.at.is_empty() || sample.need.bytes > self.largest.need.bytes {
+            self.largest = sample;
+        }
+    }
+
+    /// What exceeds its limit: in words, and the word in the kernel's heading that introduces a reason for it, if one
+    /// would do.
+    pub fn excesses(&self) -> Vec<(String, Option<&'static str>)> {
+        let mut found = Vec::new();
+        let largest = &self.largest;
+        let moved = largest.moved().max(largest.touched());
+        if moved.is_nan() || moved > BYTES {
+            found.push((format!("moves {moved:.2} times what it needs ({})", largest.at), Some("Traffic: ")));
+        }
+        let share = self.crowded.conflicts();
+        if share > CONFLICTS {
+            let what = format!("{:.1} % bank conflicts ({})", 100.0 * share, self.crowded.at);
+            found.push((what, Some("Conflicts: ")));
+        }
+        let mma = self.wasteful.multiplied();
+        if (mma - 1.0).abs() > MMA {
+            found.push((format!("multiplies {mma:.3} times what it needs ({})", self.wasteful.at), None));
+        }
+        found
+    }
+}
+
+/// What stands behind `word` in a heading, its lines joined, until the next such word or the end.
+pub fn reason(heading: &str, word: &str) -> Option<String> {
+    let mut lines = heading.lines().map(|l| l.trim_start_matches('/').trim());
+    let mut text = lines.find_map(|l| l.strip_prefix(word))?.to_owned();
+    let opens = |l: &str| l.split_once(": ").is_some_and(|(word, _)| word.starts_with(char::is_uppercase));
+    for line in lines.take_while(|l| !opens(l)) {
+        text.push(' ');
+        text.push_str(line);
+    }
+    Some(text)
+}
+
+/// What was counted since the last call, by kernel.
+fn collect(gpu: &Gpu, at: &str, judged: &mut BTreeMap<String, Judged>) -> Result<(), Any> {
+    gpu.synchronize()?;
+    let all: Value = serde_json::from_str(&library::counters().ok_or("the emulator counts nothing")?)?;
+    library::reset_counters();
+    let mut needs = gpu.take_needs();
+    for (kernel, counts) in all["kernels"].as_object().ok_or("the emulator's counters have no kernels")? {
+        let need = needs.remove(kernel).unwrap_or_default();
+        let counts: BTreeMap<String, u64> = serde_json::from_value(counts.clone())?;
+        judged.entry(kernel.clone()).or_default().take(Sample { at: at.into(), need, counts });
+    }
+    Ok(())
+}
+
+/// Runs `case` with its halves in `dtype`: forward, backward, backward that accumulates.
+fn run(case: &Case, device: &Device, dtype: DType, mut each: impl FnMut(&str) -> Result<(), Any>) -> Result<(), Any> {
+    let filled = |shape: &[usize], dtype, values: &[f32]| match dtype {
+        DType::F32 => Tensor::from_slice(device, shape, values),
+        DType::Bf16 => Tensor::bf16_from_f32(device, shape, values),
+    };
+    let of = |i: usize| if case.half.contains(&i) { dtype } else { DType::F32 };
+    let inputs = case.inputs.iter().enumerate().map(|(i, t)| filled(t.shape(), of(i), t.f32()));
+    let inputs = inputs.collect::<Result<Vec<Tensor>, _>>()?;
+    let mut save = Save::new(&case.differentiable, case.lead);
+    let outputs = case.op.forward(&inputs.iter().collect::<Vec<_>>(), &mut save)?;
+    each("forward")?;
+    let saved = save.into_kept();
+    let halves = |t: &Tensor, dtype| filled(t.shape(), dtype, &vec![0.5; t.len()]);
+    let above = outputs.iter().map(|o| halves(&o.leading(case.lead), o.dtype()));
+    let above = above.collect::<Result<Vec<Tensor>, _>>()?;
+    let above: Vec<Option<&Tensor>> = above.iter().map(Some).collect();
+    for (accumulate, pass) in [(false, "backward"), (true, "backward, accumulating")] {
+        let slot = |i: usize| {
+            let parameter = case.parameters.contains(&i);
+            let grad = if parameter { inputs[i].clone() } else { inputs[i].leading(case.lead) };
+            let grad = halves(&grad, if parameter { DType::F32 } else { of(i) });
+            case.differentiable[i].then(|| grad.map(|grad| Slot { grad, accumulate })).transpose()
+        };
+        let mut slots = (0..inputs.len()).map(slot).collect::<Result<Vec<_>, _>>()?;
+        case.op.backward(&saved, &above, &mut slots)?;
+        each(pass)?;
+    }
+    Ok(())
+}
+
+/// Runs every case of every op that has kernels, and the launches that no op makes.
+fn measure(device: &Device) -> Result<BTreeMap<String, Judged>, Any> {
+    let gpu = device.gpu().ok_or("the emulator is no GPU")?;
+    let mut judged = BTreeMap::new();
+    gpu.take_needs();
+    library::reset_counters();
+    for case in ops::cases(&Device::cpu()).iter().filter(|c| c.op.cuda()) {
+        for dtype in [DType::F32, DType::Bf16] {
+            if dtype == DType::F32 || !case.half.is_empty() {
+                run(case, device, dtype, |pass| collect(gpu, &format!("{}, {pass}", case.name), &mut judged))?;
+            }
+        }
+    }
+    direct::run(device, gpu, |what| collect(gpu, what, &mut judged))?;
+    Ok(judged)
+}
+
+/// Prints the table; the rows as JSON, and what fails.
+pub fn report() -> Result<(Vec<Value>, Vec<String>), Any> {
+    let begun = std::time::Instant::now();
+    let judged = measure(&Device::emu()?)?;
+    println!(
+        "\n{:<30} {:>8} {:>9} {:>8} {:>6} {:>7} {:>7} {:>7} {:>7} {:>9} {:>9} {:>8} {:>7}  at",
+        "counters", "launches", "instr.", "KB need", "moved", "sectors", "per req", "mma MF", "/ need", "shared",
+        "conflicts", "barriers", "diverge"
+    );
+    let (mut rows, mut faulty, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
+    for (file, source) in kernels::SOURCES.iter().filter(|s| s.0.ends_with(".cu")) {
+        for name in kernels::names(source) {
+            let Some(judged) = judged.get(name) else {
+                faulty.push(format!("{name}: no case and no launch of the report runs it"));
+                continue;
+            };
+            let s = &judged.largest;
+            let per_request = s.count("global_sectors") as f64 / s.count("global_requests").max(1) as f64;
+            let mma = match s.count("mma_FLOPs") {
+                0 => [String::from("-"), String::from("-")],
+                flops => [format!("{:.1}", flops as f64 / 1e6), format!("{:.3}", judged.wasteful.multiplied())],
+            };
+            println!(
+                "{name:<30} {:>8} {:>9} {:>8.1} {:>6.3} {:>7.3} {per_request:>7.2} {:>7} {:>7} {:>9} {:>7.2} % {:>8} {:>7}  {}",
+                s.count("launches"), s.count("instructions"), s.need.bytes as f64 / 1e3, s.moved(), s.touched(),
+                mma[0], mma[1], s.count("shared_requests"), 100.0 * judged.crowded.conflicts(),
+                s.count("barrier_arrivals"), s.count("divergent_branches"), s.at
+            );
+            let heading = kernels::heading(source, name).unwrap_or_default();
+            let mut faults = Vec::new();
+            for (what, word) in judged.excesses() {
+                match word.and_then(|word| reason(heading, word)) {
+                    Some(why) => reasons.push(format!("{name}: {what}: {why}")),
+                    None => faults.push(what),
+                }
+            }
+            faulty.extend(faults.iter().map(|f| format!("{name}: {f}")));
+            rows.push(json!({
+                "kernel": name, "file": file, "case": s.at, "counters": s.counts, "needed_bytes": s.need.bytes,
+                "moved": s.moved(), "touched": s.touched(), "sectors_per_request": per_request,
+                "needed_mma_flops": s.need.mma_flops, "mma": judged.wasteful.multiplied(),
+                "conflicts": judged.crowded.conflicts(), "conflicts_case": judged.crowded.at, "faults": faults,
+            }));
+        }
+    }
+    println!("Over a limit, with the reason that stands beside the kernel:");
+    reasons.iter().for_each(|r| println!("  {r}"));
+    println!("{:.1} s emulated", begun.elapsed().as_secs_f64());
+    Ok((rows, faulty))
+}

@@ -1,5 +1,8 @@
 //! What the emulator counts while every op's cases run, forward and backward, beside what the launches needed; and the
-//! gate. A kernel is judged where it was given most to move: in a small case the rounding to sectors is all there is.
+//! gate.
+//!
+//! Bytes are those of the 32-byte sectors that requests touch, which is what memory moves: a value that a whole warp asks
+//! for is one. They are judged where there is much to move: in a small case the rounding to sectors is all there is.
 
 use crate::direct;
 use asasr_engine::engine::cuda::{Gpu, Need, library};
@@ -8,6 +11,8 @@ use asasr_engine::ops::{self, Case, Save, Slot};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
+/// Bytes that are much to move.
+const LARGE: u64 = 64 << 10;
 /// Most that a kernel may move, as a multiple of its need.
 const BYTES: f64 = 1.15;
 /// Most conflicts, as a share of the accesses to shared memory.
@@ -33,13 +38,13 @@ impl Sample {
     pub fn count(&self, name: &str) -> u64 {
         self.counts.get(name).copied().unwrap_or(0)
     }
-    /// Bytes that threads moved, as a multiple of the need.
-    pub fn moved(&self) -> f64 {
+    /// Bytes that threads asked for, as a multiple of the need.
+    pub fn asked(&self) -> f64 {
         let bytes = self.count("global_bytes_read") + self.count("global_bytes_written");
         bytes as f64 / self.need.bytes as f64
     }
     /// Bytes of the sectors that their requests touched, likewise.
-    pub fn touched(&self) -> f64 {
+    pub fn moved(&self) -> f64 {
         32.0 * self.count("global_sectors") as f64 / self.need.bytes as f64
     }
     /// Conflicts by access to shared memory.
@@ -58,25 +63,31 @@ impl Sample {
 /// A kernel's samples, as far as the gate looks at them.
 #[derive(Default)]
 pub struct Judged {
-    /// Where it had most to move.
-    pub largest: Sample,
+    /// Where it moved most beside its need, among the cases that have much to move; else where it had most to.
+    pub bytes: Sample,
     /// Where its shared memory met most conflicts.
     pub crowded: Sample,
     /// Where its products were furthest from the need.
-    pub wasteful: Sample,
+    pub far: Sample,
 }
 
 impl Judged {
     fn take(&mut self, sample: Sample) {
-        let far = |s: &Sample| (s.multiplied() - 1.0).abs();
         if sample.count("shared_requests") >= FEW && sample.conflicts() > self.crowded.conflicts() {
             self.crowded = sample.clone();
         }
-        if self.wasteful.at.is_empty() || far(&sample) > far(&self.wasteful) {
-            self.wasteful = sample.clone();
+        let far = |s: &Sample| (s.multiplied() - 1.0).abs();
+        if self.far.at.is_empty() || far(&sample) > far(&self.far) {
+            self.far = sample.clone();
         }
-        if self.largest.at.is_empty() || sample.need.bytes > self.largest.need.bytes {
-            self.largest = sample;
+        // A large one before a small one; of large ones that which moves most, of small ones the largest.
+        let better = match (sample.need.bytes >= LARGE, self.bytes.need.bytes >= LARGE) {
+            (true, true) => sample.moved() > self.bytes.moved(),
+            (false, false) => sample.need.bytes > self.bytes.need.bytes,
+            (large, _) => large,
+        };
+        if better || self.bytes.at.is_empty() {
+            self.bytes = sample;
         }
     }
 
@@ -84,19 +95,21 @@ impl Judged {
     /// would do.
     pub fn excesses(&self) -> Vec<(String, Option<&'static str>)> {
         let mut found = Vec::new();
-        let largest = &self.largest;
-        let moved = largest.moved().max(largest.touched());
+        let moved = self.bytes.moved();
         if moved.is_nan() || moved > BYTES {
-            found.push((format!("moves {moved:.2} times what it needs ({})", largest.at), Some("Traffic: ")));
+            found.push((
+                format!("moves {moved:.2} times what it needs ({})", self.bytes.at),
+                Some("Traffic: "),
+            ));
         }
         let share = self.crowded.conflicts();
         if share > CONFLICTS {
             let what = format!("{:.1} % bank conflicts ({})", 100.0 * share, self.crowded.at);
             found.push((what, Some("Conflicts: ")));
         }
-        let mma = self.wasteful.multiplied();
+        let mma = self.far.multiplied();
         if (mma - 1.0).abs() > MMA {
-            found.push((format!("multiplies {mma:.3} times what it needs ({})", self.wasteful.at), None));
+            found.push((format!("multiplies {mma:.3} times what it needs ({})", self.far.at), None));
         }
         found
     }
@@ -106,7 +119,11 @@ impl Judged {
 pub fn reason(heading: &str, word: &str) -> Option<String> {
     let mut lines = heading.lines().map(|l| l.trim_start_matches('/').trim());
     let mut text = lines.find_map(|l| l.strip_prefix(word))?.to_owned();
-    let opens = |l: &str| l.split_once(": ").is_some_and(|(word, _)| word.starts_with(char::is_uppercase));
+    let opens = |l: &str| {
+        l.split_once(": ").is_some_and(|(w, _)| {
+            w == "Dynamic shared" || w.starts_with(char::is_uppercase) && !w.contains(' ')
+        })
+    };
     for line in lines.take_while(|l| !opens(l)) {
         text.push(' ');
         text.push_str(line);
@@ -129,7 +146,12 @@ fn collect(gpu: &Gpu, at: &str, judged: &mut BTreeMap<String, Judged>) -> Result
 }
 
 /// Runs `case` with its halves in `dtype`: forward, backward, backward that accumulates.
-fn run(case: &Case, device: &Device, dtype: DType, mut each: impl FnMut(&str) -> Result<(), Any>) -> Result<(), Any> {
+fn run(
+    case: &Case,
+    device: &Device,
+    dtype: DType,
+    mut each: impl FnMut(&str) -> Result<(), Any>,
+) -> Result<(), Any> {
     let filled = |shape: &[usize], dtype, values: &[f32]| match dtype {
         DType::F32 => Tensor::from_slice(device, shape, values),
         DType::Bf16 => Tensor::bf16_from_f32(device, shape, values),
@@ -168,7 +190,9 @@ fn measure(device: &Device) -> Result<BTreeMap<String, Judged>, Any> {
     for case in ops::cases(&Device::cpu()).iter().filter(|c| c.op.cuda()) {
         for dtype in [DType::F32, DType::Bf16] {
             if dtype == DType::F32 || !case.half.is_empty() {
-                run(case, device, dtype, |pass| collect(gpu, &format!("{}, {pass}", case.name), &mut judged))?;
+                run(case, device, dtype, |pass| {
+                    collect(gpu, &format!("{}, {pass}", case.name), &mut judged)
+                })?;
             }
         }
     }
@@ -182,8 +206,19 @@ pub fn report() -> Result<(Vec<Value>, Vec<String>), Any> {
     let judged = measure(&Device::emu()?)?;
     println!(
         "\n{:<30} {:>8} {:>9} {:>8} {:>6} {:>7} {:>7} {:>7} {:>7} {:>9} {:>9} {:>8} {:>7}  at",
-        "counters", "launches", "instr.", "KB need", "moved", "sectors", "per req", "mma MF", "/ need", "shared",
-        "conflicts", "barriers", "diverge"
+        "counters",
+        "launches",
+        "instr.",
+        "KB need",
+        "moved",
+        "asked",
+        "sec/req",
+        "mma MF",
+        "/ need",
+        "shared",
+        "conflicts",
+        "barriers",
+        "diverge"
     );
     let (mut rows, mut faulty, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
     for (file, source) in kernels::SOURCES.iter().filter(|s| s.0.ends_with(".cu")) {
@@ -192,17 +227,26 @@ pub fn report() -> Result<(Vec<Value>, Vec<String>), Any> {
                 faulty.push(format!("{name}: no case and no launch of the report runs it"));
                 continue;
             };
-            let s = &judged.largest;
+            let s = &judged.bytes;
             let per_request = s.count("global_sectors") as f64 / s.count("global_requests").max(1) as f64;
             let mma = match s.count("mma_FLOPs") {
                 0 => [String::from("-"), String::from("-")],
-                flops => [format!("{:.1}", flops as f64 / 1e6), format!("{:.3}", judged.wasteful.multiplied())],
+                flops => [format!("{:.1}", flops as f64 / 1e6), format!("{:.3}", judged.far.multiplied())],
             };
             println!(
                 "{name:<30} {:>8} {:>9} {:>8.1} {:>6.3} {:>7.3} {per_request:>7.2} {:>7} {:>7} {:>9} {:>7.2} % {:>8} {:>7}  {}",
-                s.count("launches"), s.count("instructions"), s.need.bytes as f64 / 1e3, s.moved(), s.touched(),
-                mma[0], mma[1], s.count("shared_requests"), 100.0 * judged.crowded.conflicts(),
-                s.count("barrier_arrivals"), s.count("divergent_branches"), s.at
+                s.count("launches"),
+                s.count("instructions"),
+                s.need.bytes as f64 / 1e3,
+                s.moved(),
+                s.asked(),
+                mma[0],
+                mma[1],
+                s.count("shared_requests"),
+                100.0 * judged.crowded.conflicts(),
+                s.count("barrier_arrivals"),
+                s.count("divergent_branches"),
+                s.at
             );
             let heading = kernels::heading(source, name).unwrap_or_default();
             let mut faults = Vec::new();
@@ -215,8 +259,8 @@ pub fn report() -> Result<(Vec<Value>, Vec<String>), Any> {
             faulty.extend(faults.iter().map(|f| format!("{name}: {f}")));
             rows.push(json!({
                 "kernel": name, "file": file, "case": s.at, "counters": s.counts, "needed_bytes": s.need.bytes,
-                "moved": s.moved(), "touched": s.touched(), "sectors_per_request": per_request,
-                "needed_mma_flops": s.need.mma_flops, "mma": judged.wasteful.multiplied(),
+                "moved": s.moved(), "asked": s.asked(), "sectors_per_request": per_request,
+                "needed_mma_flops": s.need.mma_flops, "mma": judged.far.multiplied(),
                 "conflicts": judged.crowded.conflicts(), "conflicts_case": judged.crowded.at, "faults": faults,
             }));
         }
@@ -225,4 +269,54 @@ pub fn report() -> Result<(Vec<Value>, Vec<String>), Any> {
     reasons.iter().for_each(|r| println!("  {r}"));
     println!("{:.1} s emulated", begun.elapsed().as_secs_f64());
     Ok((rows, faulty))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(need: u64, counts: &[(&str, u64)]) -> Sample {
+        let counts = counts.iter().map(|&(name, n)| (name.to_owned(), n)).collect();
+        let need = Need { launches: 1, bytes: need, mma_flops: 1000 };
+        Sample { at: format!("{need:?}"), need, counts }
+    }
+    fn words(samples: Vec<Sample>) -> Vec<Option<&'static str>> {
+        let mut judged = Judged::default();
+        samples.into_iter().for_each(|s| judged.take(s));
+        judged.excesses().into_iter().map(|e| e.1).collect()
+    }
+
+    #[test]
+    fn what_exceeds_a_limit_is_noticed() {
+        let sectors = |n: u64| ("global_sectors", n);
+        let fair = || sample(64 << 10, &[sectors(2048), ("mma_FLOPs", 1010)]);
+        let mma = ("mma_FLOPs", 1000);
+        assert!(words(vec![fair()]).is_empty());
+        assert_eq!(words(vec![fair(), sample(64 << 10, &[sectors(2400), mma])]), [Some("Traffic: ")]);
+        // A small case is all rounding, unless there is no larger one.
+        let small = || sample(100, &[sectors(10), mma]);
+        assert!(words(vec![fair(), small()]).is_empty());
+        assert_eq!(words(vec![small()]), [Some("Traffic: ")]);
+        // What declares nothing, but moves something; and what declares nothing and moves nothing.
+        assert_eq!(words(vec![sample(0, &[sectors(1), mma])]), [Some("Traffic: ")]);
+        assert_eq!(words(vec![sample(0, &[mma])]), [Some("Traffic: ")]);
+        let crowded = |all, conflicts| {
+            let shared = [("shared_requests", all), ("bank_conflicts", conflicts)];
+            sample(64 << 10, &[sectors(2048), mma, shared[0], shared[1]])
+        };
+        assert_eq!(words(vec![crowded(2000, 21), fair()]), [Some("Conflicts: ")]);
+        assert!(words(vec![crowded(2000, 20), crowded(999, 999)]).is_empty());
+        for flops in [0, 979, 1021] {
+            assert_eq!(words(vec![fair(), sample(64 << 10, &[sectors(2048), ("mma_FLOPs", flops)])]), [None]);
+        }
+    }
+
+    #[test]
+    fn a_reason_is_read_to_the_next_word() {
+        let heading =
+            "// f: y\n// Traffic: again and\n//   again: twice\n// Dynamic shared: 8 bytes\n// Idea: none";
+        assert_eq!(reason(heading, "Traffic: ").as_deref(), Some("again and again: twice"));
+        assert_eq!(reason(heading, "Idea: ").as_deref(), Some("none"));
+        assert_eq!(reason(heading, "Conflicts: "), None);
+    }
 }

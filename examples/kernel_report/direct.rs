@@ -70,7 +70,8 @@ pub fn run(device: &Device, gpu: &Gpu, mut each: impl FnMut(&str) -> Result<(), 
 fn adamw(device: &Device, gpu: &Gpu) -> Result<()> {
     let kernel = |name| gpu.kernel("adamw.cu", name);
     let make = || ones(device, &[N], DType::F32);
-    let (g, mut w, mut m, mut v, mut half) = (make()?, make()?, make()?, make()?, ones(device, &[N], DType::Bf16)?);
+    let (g, mut w, mut m, mut v, mut half) =
+        (make()?, make()?, make()?, make()?, ones(device, &[N], DType::Bf16)?);
     let pieces = N.div_ceil(1 << 14);
     // f64: two f32 each. More of them than those pieces, or the norm would move next to nothing.
     let (mut partial, many) = (Tensor::empty(device, &[pieces, 2])?, Tensor::zeros(device, &[8192, 2])?);

@@ -47,6 +47,9 @@ impl Sample {
     pub fn moved(&self) -> f64 {
         32.0 * self.count("global_sectors") as f64 / self.need.bytes as f64
     }
+    pub fn sectors_per_request(&self) -> f64 {
+        self.count("global_sectors") as f64 / self.count("global_requests").max(1) as f64
+    }
     /// Conflicts by access to shared memory.
     pub fn conflicts(&self) -> f64 {
         self.count("bank_conflicts") as f64 / self.count("shared_requests").max(1) as f64
@@ -104,7 +107,7 @@ impl Judged {
         }
         let share = self.crowded.conflicts();
         if share > CONFLICTS {
-            let what = format!("{:.1} % bank conflicts ({})", 100.0 * share, self.crowded.at);
+            let what = format!("meets {:.1} % bank conflicts ({})", 100.0 * share, self.crowded.at);
             found.push((what, Some("Conflicts: ")));
         }
         let mma = self.far.multiplied();
@@ -200,73 +203,115 @@ fn measure(device: &Device) -> Result<BTreeMap<String, Judged>, Any> {
     Ok(judged)
 }
 
+/// Prints a kernel's line of the table, or, for none, the table's head.
+fn print_line(line: Option<(&str, &Judged)>) {
+    let cells = match line {
+        None => [
+            "counters",
+            "launches",
+            "instr.",
+            "KB need",
+            "moved",
+            "asked",
+            "sec/req",
+            "mma MF",
+            "of need",
+            "shared",
+            "conflicts",
+            "barriers",
+            "diverge",
+            "at",
+        ]
+        .map(String::from),
+        Some((name, judged)) => {
+            let s = &judged.bytes;
+            let count = |of| s.count(of).to_string();
+            let of_need =
+                if s.count("mma_FLOPs") > 0 { format!("{:.3}", judged.far.multiplied()) } else { "-".into() };
+            [
+                name.into(),
+                count("launches"),
+                count("instructions"),
+                format!("{:.1}", s.need.bytes as f64 / 1e3),
+                format!("{:.3}", s.moved()),
+                format!("{:.3}", s.asked()),
+                format!("{:.2}", s.sectors_per_request()),
+                format!("{:.1}", s.count("mma_FLOPs") as f64 / 1e6),
+                of_need,
+                count("shared_requests"),
+                format!("{:.2} %", 100.0 * judged.crowded.conflicts()),
+                count("barrier_arrivals"),
+                count("divergent_branches"),
+                format!("{}{}", s.at, if s.need.bytes < LARGE { " (small)" } else { "" }),
+            ]
+        }
+    };
+    let [
+        name,
+        launches,
+        instructions,
+        need,
+        moved,
+        asked,
+        per,
+        mma,
+        of,
+        shared,
+        conflicts,
+        barriers,
+        diverge,
+        at,
+    ] = cells;
+    println!(
+        "{name:<30} {launches:>8} {instructions:>8} {need:>8} {moved:>6} {asked:>6} {per:>7} {mma:>7} {of:>7} \
+         {shared:>7} {conflicts:>9} {barriers:>8} {diverge:>7}  {at}"
+    );
+}
+
 /// Prints the table; the rows as JSON, and what fails.
 pub fn report() -> Result<(Vec<Value>, Vec<String>), Any> {
     let begun = std::time::Instant::now();
     let judged = measure(&Device::emu()?)?;
-    println!(
-        "\n{:<30} {:>8} {:>9} {:>8} {:>6} {:>7} {:>7} {:>7} {:>7} {:>9} {:>9} {:>8} {:>7}  at",
-        "counters",
-        "launches",
-        "instr.",
-        "KB need",
-        "moved",
-        "asked",
-        "sec/req",
-        "mma MF",
-        "/ need",
-        "shared",
-        "conflicts",
-        "barriers",
-        "diverge"
-    );
-    let (mut rows, mut faulty, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
+    println!();
+    print_line(None);
+    let (mut rows, mut faulty) = (Vec::new(), Vec::new());
+    let mut excused: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (file, source) in kernels::SOURCES.iter().filter(|s| s.0.ends_with(".cu")) {
         for name in kernels::names(source) {
             let Some(judged) = judged.get(name) else {
                 faulty.push(format!("{name}: no case and no launch of the report runs it"));
                 continue;
             };
-            let s = &judged.bytes;
-            let per_request = s.count("global_sectors") as f64 / s.count("global_requests").max(1) as f64;
-            let mma = match s.count("mma_FLOPs") {
-                0 => [String::from("-"), String::from("-")],
-                flops => [format!("{:.1}", flops as f64 / 1e6), format!("{:.3}", judged.far.multiplied())],
-            };
-            println!(
-                "{name:<30} {:>8} {:>9} {:>8.1} {:>6.3} {:>7.3} {per_request:>7.2} {:>7} {:>7} {:>9} {:>7.2} % {:>8} {:>7}  {}",
-                s.count("launches"),
-                s.count("instructions"),
-                s.need.bytes as f64 / 1e3,
-                s.moved(),
-                s.asked(),
-                mma[0],
-                mma[1],
-                s.count("shared_requests"),
-                100.0 * judged.crowded.conflicts(),
-                s.count("barrier_arrivals"),
-                s.count("divergent_branches"),
-                s.at
-            );
+            print_line(Some((name, judged)));
             let heading = kernels::heading(source, name).unwrap_or_default();
             let mut faults = Vec::new();
             for (what, word) in judged.excesses() {
                 match word.and_then(|word| reason(heading, word)) {
-                    Some(why) => reasons.push(format!("{name}: {what}: {why}")),
+                    Some(why) => excused.entry(why).or_default().push(format!("{name} {what}")),
                     None => faults.push(what),
                 }
             }
-            faulty.extend(faults.iter().map(|f| format!("{name}: {f}")));
+            faulty.extend(faults.iter().map(|f| format!("{name} {f}")));
+            let s = &judged.bytes;
             rows.push(json!({
                 "kernel": name, "file": file, "case": s.at, "counters": s.counts, "needed_bytes": s.need.bytes,
-                "moved": s.moved(), "asked": s.asked(), "sectors_per_request": per_request,
+                "moved": s.moved(), "asked": s.asked(), "sectors_per_request": s.sectors_per_request(),
                 "needed_mma_flops": s.need.mma_flops, "mma": judged.far.multiplied(),
                 "conflicts": judged.crowded.conflicts(), "conflicts_case": judged.crowded.at, "faults": faults,
             }));
         }
     }
-    println!("Over a limit, with the reason that stands beside the kernel:");
-    reasons.iter().for_each(|r| println!("  {r}"));
+    println!(
+        "moved, asked: bytes of the sectors touched, and of the threads' requests, as multiples of the need, where the \
+         kernel moves most beside it of all cases of {} KB or more; a (small) one has none such, and its bytes are \
+         rounding. Limit {BYTES}. of need, conflicts: those of the worst case. Limits 1 ± {MMA} and {} %.",
+        LARGE >> 10,
+        100.0 * CONFLICTS
+    );
+    for (why, who) in excused {
+        println!("over a limit, because {why}");
+        who.iter().for_each(|who| println!("    {who}"));
+    }
     println!("{:.1} s emulated", begun.elapsed().as_secs_f64());
     Ok((rows, faulty))
 }

@@ -148,6 +148,9 @@ __device__ __forceinline__ void finish(const Problem& p, Out* c, Out* z, const b
 // Grid: ⌈m/128⌉·⌈n/128⌉ blocks of 256.
 // Cost: 2·m·n·k FLOPs, 2·(m·k + k·n + m·n) bytes; bound by the tensor cores from k ≈ 500 on.
 // Dynamic shared: 65536 bytes
+// Traffic: a block reads the 128 rows of A and the 128 of B that meet in its tile, so A is read n/128 times and B m/128
+//   times, from the L2 cache but for the first; a warp stores 16 bytes of a row at a time, and the L2 cache joins them.
+//   The tensor cores are what it waits for.
 // Idea: 128×128×32 tiles, warp tile 64×32; four stages of asynchronous copies hide memory, two blocks per
 //   multiprocessor hide the loads of fragments, swizzled pieces keep ldmatrix without conflicts, and the
 //   transposing ldmatrix serves every orientation from the matrices as they lie. One k loop in one order: a row's bits
@@ -236,6 +239,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 // Grid: ⌈m/128⌉·⌈n/128⌉ blocks of 256.
 // Cost: as linear_fwd's, but bound by the loads: eight of 2 bytes for each of 16, and they wait for memory.
 // Dynamic shared: 65536 bytes
+// Traffic: as linear_fwd's, and each of the eight loads touches the sectors that the other seven do, which the L1 cache
+//   has.
 // Idea: odd widths are rare (a plane's 3 channels, a rank of 20); they share the loop, the order and the bits.
 extern "C" __global__ void __launch_bounds__(256)
     linear_fwd_any_bf16(const bf16* a, const bf16* b, const bf16* bias, bf16* c, const Problem p) {
@@ -284,11 +289,26 @@ __device__ __forceinline__ void fetch_f32(u32 to, const float* from, int first, 
     }
 }
 
-// Four values of C at a time; any alignment.
+// Four values of C at a time, in one store where they are aligned to it.
 template <class E>
 __device__ __forceinline__ void finish4(const Problem& p, float* c, float* z, const float* bias, int row, int column,
                                         const float* v) {
     if (row >= p.m) return;
+    if (column + 4 <= p.n && p.ldc % 4 == 0 && aligned(c, z)) {
+        i64 at = (i64)row * p.ldc + column;
+        float y[4], old[4];
+        if (p.accumulate) load_piece(c + at, old);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            y[j] = v[j] * p.alpha + (bias ? bias[column + j] : 0.0f);
+            if (p.accumulate) y[j] += old[j];
+        }
+        if (E::SPLIT && z) store_whole(z + at, y);
+#pragma unroll
+        for (int j = 0; j < 4; j++) y[j] = E::of(y[j]);
+        store_whole(c + at, y);
+        return;
+    }
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         if (column + j >= p.n) return;
@@ -305,6 +325,8 @@ __device__ __forceinline__ void finish4(const Problem& p, float* c, float* z, co
 // Layout: values aligned to 4 bytes, any lda, ldb, ldc; A and B may overlap each other, C and z nothing.
 // Grid: ⌈m/128⌉·⌈n/128⌉ blocks of 256.
 // Cost: 2·m·n·k FLOPs, 4·(m·k + k·n + m·n) bytes; bound by the FMA units from k ≈ 100 on.
+// Traffic: as linear_fwd's: operands are read again for every tile, from the L2 cache, while the FMA units are what it
+//   waits for.
 // Idea: true f32 (FFMA, never tf32). 8×8 outputs per thread from 4+4 by 4+4 rows and columns 64 apart, so that reads of
 //   shared memory are 16 bytes wide and without conflicts; two buffers, the next tile is copied past the registers.
 template <int A_ALONG, int B_ALONG, class E>
@@ -378,6 +400,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 // Layout: values aligned to themselves; they do not overlap.
 // Grid: ⌈n/32⌉ blocks of 256.
 // Cost: rows·n values read, as many additions; bound by bandwidth where n fills the card, else by latency.
+// Traffic: where rows begin on no 32 bytes, the sectors at a block's edges are its neighbour's as well; a cache has them.
 // Idea: 8 warps take every eighth row of 32 columns and meet in shared memory: coalesced, no atomics, fixed order.
 template <class T>
 __device__ __forceinline__ void column_sums(const T* __restrict__ dy, float* __restrict__ db, int rows, int n, int ld,

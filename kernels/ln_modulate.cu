@@ -143,6 +143,8 @@ __device__ __forceinline__ void row_forward(const T* x, T* y, T* kept, const C& 
 // Grid: ⌈batch·tokens/32⌉ blocks of 128: 8 rows to a warp.
 // Cost: 2·d values moved per row and 1/16 of a row of f32 from the tables, 9·d FLOPs; bound by bandwidth. Rows wider
 //   than 1024 are read three times, the tables for every row; both from a cache, if it is large enough.
+// Traffic: a row wider than 1024 is read again by the warp that has just read it, and the tables by every row, both from
+//   a cache; the width that models have, 3072, has a kernel of its own.
 // Idea: a warp owns its row and keeps it in shared memory, so that the passes of the variance and the output need
 //   neither a barrier nor memory again; a block's rows share their chunks of the table.
 template <class T>
@@ -317,6 +319,9 @@ __device__ __forceinline__ void row_backward(const T* x, const T* dy, T* dx, T* 
 // Grid: ⌈batch·tokens/32⌉ blocks of 128: 8 rows to a warp.
 // Cost: 3·d values moved per row (4·d accumulating) and 1/32 of a row of f32 from the table, 20·d FLOPs; bound by
 //   bandwidth. Rows wider than 1024 are read more than once, as in ln_modulate_fwd.
+// Traffic: a warp reads a row wider than 1024 four times and its dy twice, all but the first time from a cache; two rows
+//   of such a width leave a warp neither registers nor shared memory, and the width that is trained with in bf16 has
+//   ln_modulate_bwd_3072.
 // Idea: as in ln_modulate_fwd, both means in one pass; the row's statistics are left for ln_modulate_bwd_tables.
 template <class T>
 __device__ __forceinline__ void backward(const T* x, const T* dy, const Tables& tables, T* dx, float2* stats, int rows,
@@ -419,30 +424,39 @@ extern "C" __global__ void __launch_bounds__(128, 2)
 // Layout: row-major, contiguous, values aligned to themselves; nothing overlaps.
 // Grid: x ⌈d/32⌉, y the table's rows; blocks of 256.
 // Cost: 2·d values read per token, once for each table; 5·d FLOPs; bound by bandwidth.
-// Idea: 8 warps take every eighth token of 32 columns and meet in shared memory: coalesced, no atomics, fixed order.
+// Idea: 8 warps take every eighth token of 32 columns and meet in shared memory: coalesced, no atomics, fixed order; the
+//   tokens' statistics are fetched once per block.
 template <class T>
 __device__ __forceinline__ void tables_backward(const T* x, const T* dy, const float2* stats, const int* row_of,
                                                 float* dtable, int batch, int tokens, int begin, int end, int d,
                                                 int width, int shift, int scale, int accumulate) {
     __shared__ float sums[2][8][32];
+    __shared__ float2 near[256]; // the statistics of 256 tokens
+    __shared__ u32 reading;      // which of 32 samples read this row
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     int c = blockIdx.x * 32 + lane, row = blockIdx.y;
     float sum = 0.0f, sum_x = 0.0f;
     for (int b0 = 0; b0 < batch; b0 += 32) {
-        u32 readers = __ballot_sync(0xffffffffu, b0 + lane < batch && row_of[b0 + lane] == row);
-        for (; readers; readers &= readers - 1) {
+        __syncthreads();
+        if (warp == 0) {
+            u32 found = __ballot_sync(0xffffffffu, b0 + lane < batch && row_of[b0 + lane] == row);
+            if (lane == 0) reading = found;
+        }
+        __syncthreads();
+        for (u32 readers = reading; readers; readers &= readers - 1) {
             i64 sample = (i64)(b0 + __ffs(readers) - 1) * tokens;
-            // A lane fetches the statistics of one of the warp's next 32 tokens; all of them are asked for each.
-            for (int first = begin + warp; first < end; first += 8 * 32) {
-                i64 at = sample + first;
-                float2 own = first + lane * 8 < end ? stats[at + lane * 8] : make_float2(0.0f, 0.0f);
-                int count = (end - first + 7) / 8 < 32 ? (end - first + 7) / 8 : 32;
-                for (int i = 0; i < count; i++) {
-                    float mean = __shfl_sync(0xffffffffu, own.x, i), rstd = __shfl_sync(0xffffffffu, own.y, i);
-                    if (c >= d) continue;
-                    float g = load(dy + (at + i * 8) * d + c);
+            for (int first = begin; first < end; first += 256) {
+                int count = end - first < 256 ? end - first : 256;
+                __syncthreads();
+                if ((int)threadIdx.x < count) near[threadIdx.x] = stats[sample + first + threadIdx.x];
+                __syncthreads();
+                if (c >= d) continue;
+#pragma unroll 4
+                for (int i = warp; i < count; i += 8) {
+                    i64 at = (sample + first + i) * d + c;
+                    float g = load(dy + at);
                     sum += g;
-                    sum_x += g * ((load(x + (at + i * 8) * d + c) - mean) * rstd);
+                    sum_x += g * ((load(x + at) - near[i].x) * near[i].y);
                 }
             }
         }

@@ -61,8 +61,8 @@ __device__ __forceinline__ void turn(Complex (&v)[R1], const Complex* __restrict
 // sobolev_gap_fwd_64, sobolev_gap_fwd_32, sobolev_gap_fwd_16, sobolev_gap_fwd_8: gap and gradient of square planes
 //   d = v − v_ref, u = (v − v*) + (v_ref − v*), y = A(d + i·u), A = F⁻¹ w F
 //   dot[p] = ⟨d, Im y⟩, partial = scale·(Re y + Im y)
-// Shapes: v, v_ref, target, partial [planes, N, N]; dot [planes] f64; weight [N, N] in the DFT's order, even in either
-//   frequency (so that its first quarter is all that is read), divided by N² (the transform here is not normalised).
+// Shapes: v, v_ref, target, partial [planes, N, N]; dot [planes] f64; weight [N/2 + 1, N/2 + 1]: the frequencies from 0
+//   on, the others' being the same, divided by N² (the transform here is not normalised).
 //   partial is written for planes below `kept` and may be null where kept = 0. scale = 1/(C·N²).
 // Layout: contiguous f32, values aligned to themselves; partial may be none of the inputs.
 // Grid: one block of 4·N threads per plane (256, 128, 64, 32).
@@ -93,7 +93,7 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
     };
     auto place = [](int row, int column) { return row * PITCH + (N == 64 && row == 32 ? 4 : 0) + column; };
     for (int i = tid; i < HALF * PITCH; i += THREADS)
-        if (i % PITCH < HALF) quarter[place(i / PITCH, i % PITCH)] = weight[i / PITCH * N + i % PITCH];
+        if (i % PITCH < HALF) quarter[place(i / PITCH, i % PITCH)] = weight[i / PITCH * HALF + i % PITCH];
     if (tid < N) sincospif(-2.0f * (float)tid / (float)N, &roots[tid].y, &roots[tid].x);
     __syncthreads();
 
@@ -253,12 +253,14 @@ __device__ __forceinline__ void dft_lines(const Complex* from, Complex* to, cons
 }
 
 // sobolev_gap_fwd_dft: the same for planes of any height and width up to 64
-// Shapes: v, v_ref, target, partial [planes, h, w]; dot [planes] f64; weight [h, w] as sobolev_gap_fwd_64's, divided
-//   by h·w; partial, kept and scale as there, scale = 1/(C·h·w).
+// Shapes: v, v_ref, target, partial [planes, h, w]; dot [planes] f64; weight [h/2 + 1, w/2 + 1] as sobolev_gap_fwd_64's,
+//   divided by h·w; partial, kept and scale as there, scale = 1/(C·h·w).
 // Layout: contiguous f32, values aligned to themselves; partial may be none of the inputs.
 // Grid: one block of 256 per plane.
 // Cost: 16·h·w bytes moved per plane, 16·h·w·(h + w) FLOPs; bound by shared memory.
 // Dynamic shared: 66560 bytes at most; 16·h·(w | 1) are used.
+// Conflicts: where h or w is no multiple of 32 a warp spans two frequencies, whose lines and factors may share banks; a
+//   warp that kept to one would idle in more lanes than that costs.
 // Idea: a DFT by its definition from a table of n roots, from one half of shared memory to the other: odd sizes need no
 //   algorithm of their own.
 extern "C" __global__ void __launch_bounds__(256, 2)
@@ -274,7 +276,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     i64 base = (i64)blockIdx.x * area;
     if (tid < h) sincospif(-2.0f * (float)tid / (float)h, &down[tid].y, &down[tid].x);
     if (tid < w) sincospif(-2.0f * (float)tid / (float)w, &across[tid].y, &across[tid].x);
-    for (int i = tid; i < (h / 2 + 1) * columns; i += 256) quarter[i] = weight[i / columns * w + i % columns];
+    for (int i = tid; i < (h / 2 + 1) * columns; i += 256) quarter[i] = weight[i];
     float d[16];
 #pragma unroll
     for (int k = 0; k < 16; k++) {
@@ -384,6 +386,7 @@ extern "C" __global__ void __launch_bounds__(256)
 // Layout: contiguous, values aligned to themselves; they do not overlap.
 // Grid: samples blocks of 32: a warp per sample.
 // Cost: 8·parts bytes read per sample; bound by latency.
+// Traffic: a sample's gap is 4 bytes, and a sector of 32 is what a block writes.
 // Idea: in f64 and in one order: a sample's bits do not depend on its neighbours.
 extern "C" __global__ void __launch_bounds__(32)
     sobolev_gap_fwd_sum_f32(const double* dot, float* gap, int parts, double size) {
@@ -395,15 +398,25 @@ extern "C" __global__ void __launch_bounds__(32)
 
 // sobolev_gap_bwd: dv = partial·dgap of its sample, added to dv where accumulate ≠ 0
 // Shapes: partial, dv [samples, each]; dgap [samples].
-// Layout: contiguous f32, values aligned to themselves; dv may be partial.
+// Layout: contiguous f32; 16 bytes at a time where both are aligned to them and each is a multiple of 4; dv may be
+//   partial.
 // Grid: x any number of blocks of 256 over a sample, y the samples.
 // Cost: 8 bytes moved per value (12 accumulating), 1 FLOP; bound by bandwidth.
 // Idea: only what the DPO coefficient scales; the metric was applied in the forward pass.
 extern "C" __global__ void __launch_bounds__(256)
     sobolev_gap_bwd_f32(const float* partial, const float* dgap, float* dv, i64 each, int accumulate) {
     float g = dgap[blockIdx.y];
-    i64 base = (i64)blockIdx.y * each;
-    for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < each; i += (i64)gridDim.x * 256) {
+    i64 base = (i64)blockIdx.y * each, step = (i64)gridDim.x * 256, me = (i64)blockIdx.x * 256 + threadIdx.x;
+    i64 pieces = each % 4 == 0 && aligned(partial, dv) ? each / 4 : 0;
+    for (i64 i = me; i < pieces; i += step) {
+        float v[4], old[4];
+        load_piece(partial + base + i * 4, v);
+        if (accumulate) load_piece(dv + base + i * 4, old);
+#pragma unroll
+        for (int k = 0; k < 4; k++) v[k] = accumulate ? old[k] + v[k] * g : v[k] * g;
+        store_whole(dv + base + i * 4, v);
+    }
+    for (i64 i = pieces * 4 + me; i < each; i += step) {
         float v = partial[base + i] * g;
         dv[base + i] = accumulate ? dv[base + i] + v : v;
     }

@@ -53,7 +53,13 @@ pub fn add(gpu: &Gpu, x: &Tensor, slot: &mut Slot) -> Result<()> {
     if !slot.accumulate {
         return slot.grad.copy_from(x);
     }
-    map(gpu, "elementwise.cu", "add", x, &mut slot.grad)
+    let kernel = kernel(gpu, "elementwise.cu", "add", x.dtype())?;
+    let n = x.len();
+    gpu.launch(&kernel, [blocks(gpu, n / x.dtype().per_16_bytes() + 1), 1, 1], THREADS)
+        .read(x)
+        .write_or_add(&mut slot.grad, true)
+        .value(long(n))
+        .run()
 }
 
 /// The slot's gradient = f(x, dy), element by element, or added to it.
@@ -71,7 +77,7 @@ pub fn slope(
     gpu.launch(&kernel, [blocks(gpu, n / x.dtype().per_16_bytes() + 1), 1, 1], THREADS)
         .read(x)
         .read(dy)
-        .write(&mut slot.grad)
+        .write_or_add(&mut slot.grad, slot.accumulate)
         .value(long(n))
         .value(i32::from(slot.accumulate))
         .run()

@@ -151,6 +151,9 @@ pub fn cases(device: &Device) -> Vec<Case> {
         make([2, 4, 6], true),
         make([4, 4, 6], true).leading(2),
         make([12, 128, 128], true).bench_only(),
+        // Rows that do not fit where the kernels keep them, by pieces of 16 bytes and by values.
+        make([2, 16, 1536], true).bench_only(),
+        make([1, 5, 1027], false).bench_only(),
         // FLUX.1's width, which has kernels of its own.
         make([2, 20, 3072], true).bench_only(),
     ]

@@ -212,8 +212,9 @@ impl Op for SobolevGap {
         let mut partial = Tensor::empty(v.device(), &[kept, c, h, w])?;
         if let Some(gpu) = v.device().gpu() {
             let (metric, route) = (self.operator.metric(), self.route);
+            let policy = &v.leading(n);
             let problem =
-                launch::Problem { fields: [v, v_ref, target], extents: [n, c, h, w], metric, route };
+                launch::Problem { fields: [policy, v_ref, target], extents: [n, c, h, w], metric, route };
             let gap = launch::forward(gpu, &problem, &mut partial)?;
             save.keep(&partial);
             return Ok(vec![gap]);

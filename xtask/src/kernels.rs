@@ -1,4 +1,5 @@
-//! `cargo xtask kernels`: what NVRTC says of every kernel; and the NVRTC that this and the tests use.
+//! `cargo xtask kernels`: what NVRTC says of every kernel and what the emulator counts; and the NVRTC that this and the
+//! tests use.
 
 use crate::checks::{self, run};
 use std::path::{Path, PathBuf};
@@ -8,8 +9,8 @@ use std::sync::OnceLock;
 /// The compiler that is fetched where none is found.
 const WHEEL: &str = "nvidia-cuda-nvrtc==13.0.88";
 
-/// Prints the report of `archs` (or, with `all`, of every one since Ampere), written to `json` as well; fails where a
-/// kernel spills or breaks its launch bounds.
+/// Prints the report of `archs` (or, with `all`, of every one since Ampere) and of the emulator's counters, written to
+/// `json` as well; fails where a kernel spills, breaks its launch bounds, exceeds a limit or is run by nothing.
 pub fn report(archs: &[String], all: bool, json: Option<&Path>) -> Result<(), String> {
     let mut example = Command::new(example()?);
     example.current_dir(checks::root()).args(archs).args(all.then_some("--all"));
@@ -57,9 +58,9 @@ fn nvrtc() -> Result<Option<PathBuf>, String> {
     Ok(Some(dir))
 }
 
-/// The program that prints the report, built.
+/// The program that prints the report, built; and the emulator's libraries, which it finds in the folder above.
 fn example() -> Result<PathBuf, String> {
-    checks::cargo(&["build", "--release", "--example=kernel_report"])?;
+    checks::cargo(&["build", "--release", "--lib", "--example=kernel_report"])?;
     Ok(checks::target().join("release/examples/kernel_report"))
 }
 

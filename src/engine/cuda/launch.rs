@@ -1,5 +1,6 @@
 //! Launching a kernel: what it is given is checked against what was compiled before the driver sees it.
 
+use super::ledger::Need;
 use super::{Gpu, Kernel, describe, lock};
 use crate::engine::Tensor;
 use crate::{Error, Result};
@@ -20,6 +21,8 @@ pub struct Launch<'a> {
     data: Vec<u64>,
     /// Where each begins in `data`, and its bytes.
     args: Vec<(usize, usize)>,
+    /// What it must at least do, for the ledger.
+    need: Need,
     /// The first thing that was wrong.
     refused: Option<String>,
 }
@@ -35,6 +38,7 @@ impl Gpu {
             shared: 0,
             data: Vec::new(),
             args: Vec::new(),
+            need: Need { launches: 1, ..Need::default() },
             refused: None,
         };
         for (axis, (&n, limit)) in grid.iter().zip([i32::MAX as usize, 65_535, 65_535]).enumerate() {
@@ -62,8 +66,13 @@ impl Launch<'_> {
 
     /// A tensor that is read; its elements are aligned to themselves, and wider loads are the kernel's to prove.
     pub fn read(self, t: &Tensor) -> Self {
+        self.read_part(t, t.len() * t.dtype().size())
+    }
+
+    /// A tensor of which `bytes` bytes are read.
+    pub fn read_part(self, t: &Tensor, bytes: usize) -> Self {
         let address = t.address();
-        self.pointer(t, address)
+        self.pointer(t, address).moves(bytes)
     }
 
     /// A tensor that is read, or a null pointer.
@@ -75,14 +84,26 @@ impl Launch<'_> {
     }
 
     /// A tensor that is written: its only handle.
-    pub fn write(mut self, t: &mut Tensor) -> Self {
+    pub fn write(self, t: &mut Tensor) -> Self {
+        let bytes = t.len() * t.dtype().size();
+        self.write_part(t, bytes)
+    }
+
+    /// A tensor of which `bytes` bytes are written: its only handle.
+    pub fn write_part(mut self, t: &mut Tensor, bytes: usize) -> Self {
         match t.address_mut() {
-            Ok(address) => self.pointer(t, address),
+            Ok(address) => self.pointer(t, address).moves(bytes),
             Err(e) => {
                 self.refuse(e.to_string());
                 self.value(0u64)
             }
         }
+    }
+
+    /// A tensor that is written: its only handle; or, where `accumulate`, one that is added to.
+    pub fn write_or_add(self, t: &mut Tensor, accumulate: bool) -> Self {
+        let old = if accumulate { t.len() * t.dtype().size() } else { 0 };
+        self.write(t).moves(old)
     }
 
     /// A tensor that is written, or a null pointer.
@@ -91,6 +112,19 @@ impl Launch<'_> {
             Some(t) => self.write(t),
             None => self.value(0u64),
         }
+    }
+
+    /// States for the ledger that the kernel must read or write `bytes` bytes beyond its tensors, each once: what stands
+    /// behind addresses that are passed by value, what an output held.
+    pub fn moves(mut self, bytes: usize) -> Self {
+        self.need.bytes += bytes as u64;
+        self
+    }
+
+    /// States for the ledger what the kernel must do on tensor cores.
+    pub fn multiplies(mut self, flops: usize) -> Self {
+        self.need.mma_flops += flops as u64;
+        self
     }
 
     fn pointer(mut self, t: &Tensor, address: u64) -> Self {
@@ -156,6 +190,9 @@ impl Launch<'_> {
         };
         let doing = || format!("{} over {:?}×{}", kernel.name, self.grid, self.block);
         launched.map_err(|e| self.gpu.error(&doing(), e))?;
+        if let Some(ledger) = lock(&self.gpu.ledger).as_mut() {
+            ledger.entry(kernel.name.clone()).or_default().add(&self.need);
+        }
         if self.gpu.synchronous {
             self.gpu.stream.synchronize().map_err(|e| self.gpu.error(&doing(), e))?;
         }

@@ -7,12 +7,14 @@
 pub mod event;
 pub mod fft;
 pub mod launch;
+mod ledger;
 pub mod library;
 mod memory;
 mod module;
 
 pub use event::Event;
 pub use launch::Launch;
+pub use ledger::Need;
 pub use library::Driver;
 pub use module::Kernel;
 
@@ -60,6 +62,7 @@ pub struct Gpu {
     plans: Mutex<fft::Plans>,
     /// Uploaded once, by name: see [`Gpu::constant`].
     constants: Mutex<HashMap<String, u64>>,
+    ledger: Mutex<ledger::Ledger>,
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
     /// Waits after every launch, so that a fault is reported by the kernel that caused it.
@@ -101,6 +104,7 @@ impl Gpu {
             modules: Mutex::default(),
             plans: Mutex::default(),
             constants: Mutex::default(),
+            ledger: Mutex::default(),
             synchronous: std::env::var_os("ASASR_CUDA_SYNC").is_some(),
         })
     }

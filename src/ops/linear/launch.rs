@@ -11,6 +11,8 @@ const OP: &str = "linear";
 const SOURCE: &str = "linear.cu";
 /// Rows and columns of a tile.
 const TILE: usize = 128;
+/// What a tile of bf16 advances by along k.
+const DEPTH: usize = 32;
 
 /// `Problem` of the source.
 #[repr(C)]
@@ -64,6 +66,12 @@ fn product(
         alpha: 1.0,
         accumulate: i32::from(accumulate),
     };
+    // f32 does without tensor cores.
+    let tiled = |n: usize, by: usize| n.next_multiple_of(by);
+    let flops = match dtype {
+        DType::Bf16 => 2 * tiled(m, TILE) * tiled(n, TILE) * tiled(k, DEPTH),
+        DType::F32 => 0,
+    };
     let shared = kernels::dynamic_shared(kernels::text(SOURCE)?, &name);
     let launch = gpu
         .launch(&kernel, [m.div_ceil(TILE) * n.div_ceil(TILE), 1, 1], 256)
@@ -71,7 +79,8 @@ fn product(
         .read(a)
         .read(b)
         .read_or_null(bias)
-        .write(c);
+        .write_or_add(c, accumulate)
+        .multiplies(flops);
     let launch = match z {
         Some(z) => launch.write_or_null(z),
         None => launch,
@@ -166,7 +175,7 @@ impl Linear {
             let kernel = cuda::kernel(gpu, SOURCE, "linear_bwd_db", dz.dtype())?;
             gpu.launch(&kernel, [d.out.div_ceil(32), 1, 1], 256)
                 .read(dz)
-                .write(&mut slot.grad)
+                .write_or_add(&mut slot.grad, slot.accumulate)
                 .value(cuda::int(OP, rows)?)
                 .value(cuda::int(OP, d.out)?)
                 .value(cuda::int(OP, d.out)?)

@@ -6,6 +6,7 @@ use crate::Result;
 use crate::engine::cuda::Gpu;
 use crate::engine::{DType, Tensor};
 use bytemuck::NoUninit;
+use std::collections::BTreeSet;
 
 const OP: &str = "ln_modulate";
 const SOURCE: &str = "ln_modulate.cu";
@@ -61,6 +62,18 @@ impl Tables {
     }
 }
 
+/// Bytes of the tables that `rows` samples and the map of each are read at: `chunks` of d columns of every row that any
+/// of them names, once.
+fn table_bytes(source: &ModSource, batch: usize, tokens: usize, d: usize, chunks: usize) -> usize {
+    let bytes = |map: &RowMap| {
+        let rows: BTreeSet<usize> = map.iter().take(batch).copied().collect();
+        4 * (rows.len() * chunks * d + batch)
+    };
+    let cond = source.cond.as_ref().filter(|_| source.split < tokens);
+    let image = (source.split > 0 || cond.is_none()).then_some(&source.image);
+    [image, cond].into_iter().flatten().map(bytes).sum()
+}
+
 pub fn forward(
     op: &LnModulate,
     gpu: &Gpu,
@@ -77,7 +90,8 @@ pub fn forward(
     let launch = gpu.launch(&kernel, [rows.div_ceil(ROWS), 1, 1], THREADS).read(x).value(tables).write(y);
     let launch = launch.value(cuda::int(OP, rows)?).value(cuda::int(OP, tokens)?);
     let launch = if whole { launch } else { launch.value(cuda::int(OP, d)?) };
-    launch.value(cuda::int(OP, op.shift)?).value(cuda::int(OP, op.scale)?).run()
+    let launch = launch.value(cuda::int(OP, op.shift)?).value(cuda::int(OP, op.scale)?);
+    launch.moves(table_bytes(&op.source, batch, tokens, d, 2)).run()
 }
 
 pub fn backward(
@@ -95,17 +109,17 @@ pub fn backward(
     let wants_tables = slots[1..].iter().any(Option::is_some);
     // (mean, 1/σ) of every row, left by the first kernel for the second.
     let mut stats = wants_tables.then(|| Tensor::empty(dy.device(), &[rows, 2])).transpose()?;
-    let (int, accumulate) = (|n| cuda::int(OP, n), |s: &Slot| i32::from(s.accumulate));
+    let int = |n| cuda::int(OP, n);
     if slots[0].is_some() || wants_tables {
         // Where only the tables ask, dx goes where nobody looks.
         let mut unread = None;
         let (dx, keep) = match &mut slots[0] {
             Some(slot) => {
                 expect_dtypes(OP, x.dtype(), &[&slot.grad])?;
-                let keep = accumulate(slot);
+                let keep = slot.accumulate;
                 (&mut slot.grad, keep)
             }
-            None => (unread.insert(Tensor::empty_as(dy.device(), dy.shape(), dy.dtype())?), 0),
+            None => (unread.insert(Tensor::empty_as(dy.device(), dy.shape(), dy.dtype())?), false),
         };
         // In f32 the two rows of such a width would not stay in registers: that kernel is bf16's alone.
         let aligned = [x, dy, &*dx].iter().all(|t| t.address().is_multiple_of(16));
@@ -113,10 +127,11 @@ pub fn backward(
         let name = if whole { "ln_modulate_bwd_3072" } else { "ln_modulate_bwd" };
         let kernel = cuda::kernel(gpu, SOURCE, name, x.dtype())?;
         let launch = gpu.launch(&kernel, [rows.div_ceil(ROWS), 1, 1], THREADS).read(x).read(dy).value(tables);
-        let launch = launch.write(dx).write_or_null(stats.as_mut());
+        let launch = launch.write_or_add(dx, keep).write_or_null(stats.as_mut());
+        let launch = launch.moves(table_bytes(&op.source, batch, tokens, d, 1));
         let launch = launch.value(int(rows)?).value(int(tokens)?);
         let launch = if whole { launch } else { launch.value(int(d)?) };
-        launch.value(int(op.scale)?).value(keep).run()?;
+        launch.value(int(op.scale)?).value(i32::from(keep)).run()?;
     }
     let Some(stats) = &stats else { return Ok(()) };
     let kernel = cuda::kernel(gpu, SOURCE, "ln_modulate_bwd_tables", x.dtype())?;
@@ -132,12 +147,14 @@ pub fn backward(
         }
         let (table_rows, width) = (slot.grad.shape()[0], slot.grad.width());
         ModSource::expect_rows(OP, &map[..batch], table_rows)?;
+        let (values, sums) = (batch * range.len() * d, 4 * table_rows * 2 * d);
         gpu.launch(&kernel, [d.div_ceil(32), table_rows, 1], 256)
-            .read(x)
-            .read(dy)
-            .read(stats)
+            .read_part(x, values * x.dtype().size())
+            .read_part(dy, values * dy.dtype().size())
+            .read_part(stats, 8 * batch * range.len())
             .value(row_map(gpu, map)?)
-            .write(&mut slot.grad)
+            .moves(4 * batch)
+            .write_part(&mut slot.grad, sums * if slot.accumulate { 2 } else { 1 })
             .value(int(batch)?)
             .value(int(tokens)?)
             .value(int(range.start)?)
@@ -146,7 +163,7 @@ pub fn backward(
             .value(int(width)?)
             .value(int(op.shift)?)
             .value(int(op.scale)?)
-            .value(1)
+            .value(i32::from(slot.accumulate))
             .run()?;
     }
     Ok(())

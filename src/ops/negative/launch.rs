@@ -52,8 +52,9 @@ pub fn backward(
     let (each, slots) = (shape.stride0(), &mut slots[..4]);
     let adds = |(i, s): (usize, &Option<Slot>)| i32::from(s.as_ref().is_some_and(|s| s.accumulate)) << i;
     let accumulate: i32 = slots.iter().enumerate().map(adds).sum();
-    let launch = slots
-        .iter_mut()
-        .fold(launch, |launch, slot| launch.write_or_null(slot.as_mut().map(|slot| &mut slot.grad)));
+    let launch = slots.iter_mut().fold(launch, |launch, slot| match slot {
+        Some(slot) => launch.write_or_add(&mut slot.grad, slot.accumulate),
+        None => launch.write_or_null(None),
+    });
     launch.value(cuda::long(each)).value(accumulate).run()
 }

@@ -43,7 +43,13 @@ pub fn forward(gpu: &Gpu, problem: &Problem, partial: &mut Tensor) -> Result<Ten
     let &Problem { fields: [v, v_ref, target], extents: [n, c, h, w], metric, route } = problem;
     let route = route.unwrap_or_else(|| Route::of(h, w));
     let (planes, area, device) = (n * c, h * w, v.device());
-    let weight = gpu.constant(format!("{OP} {metric:?} {h}x{w}"), || weight(metric, h, w))?;
+    // Where a block has a plane to itself, the frequencies from 0 on are all of the weight that it reads.
+    let (rows, columns) = if route == Route::CuFft { (h, w) } else { (h / 2 + 1, w / 2 + 1) };
+    let name = format!("{OP} {metric:?} {rows}x{columns} of {h}x{w}");
+    let weights = 4 * rows * columns;
+    let weight = gpu.constant(name, || {
+        weight(metric, h, w).chunks(w).take(rows).flat_map(|row| row[..columns].to_vec()).collect()
+    })?;
     let int = |n| cuda::int(OP, n);
     let (kept, scale) = (int(partial.shape()[0] * c)?, (1.0 / (c * area) as f64) as f32);
     let pieces = if route == Route::CuFft { area.div_ceil(PIECE) } else { 1 };
@@ -53,12 +59,14 @@ pub fn forward(gpu: &Gpu, problem: &Problem, partial: &mut Tensor) -> Result<Ten
         Route::Radix => {
             let kernel = gpu.kernel(SOURCE, &format!("sobolev_gap_fwd_{h}_f32"))?;
             let launch = gpu.launch(&kernel, [planes, 1, 1], 4 * h as u32).read(v).read(v_ref).read(target);
-            launch.value(weight).write(&mut dot).write(partial).value(kept).value(scale).run()?;
+            let launch = launch.value(weight).moves(weights).write(&mut dot).write(partial);
+            launch.value(kept).value(scale).run()?;
         }
         Route::Matrix => {
             let kernel = gpu.kernel(SOURCE, "sobolev_gap_fwd_dft_f32")?;
             let launch = gpu.launch(&kernel, [planes, 1, 1], 256).shared(16 * h * (w | 1));
-            let launch = launch.read(v).read(v_ref).read(target).value(weight).write(&mut dot).write(partial);
+            let launch = launch.read(v).read(v_ref).read(target).value(weight).moves(weights);
+            let launch = launch.write(&mut dot).write(partial);
             launch.value(int(h)?).value(int(w)?).value(kept).value(scale).run()?;
         }
         Route::CuFft => {
@@ -70,8 +78,11 @@ pub fn forward(gpu: &Gpu, problem: &Problem, partial: &mut Tensor) -> Result<Ten
             // SAFETY: z holds `values` complex numbers and is used by this stream alone.
             unsafe { gpu.fft(z.address_mut()?, planes, h, w, Direction::Forward) }?;
             let kernel = gpu.kernel(SOURCE, "sobolev_gap_fwd_weigh_f32")?;
-            let launch = gpu.launch(&kernel, [cuda::blocks(gpu, area), planes.min(8), 1], cuda::THREADS);
-            launch.value(weight).write(&mut z).value(int(area)?).value(int(planes)?).run()?;
+            // Several planes to a thread, which reads its weight once.
+            let down = planes.div_ceil(4).min(8);
+            let launch = gpu.launch(&kernel, [cuda::blocks(gpu, area), down, 1], cuda::THREADS);
+            let launch = launch.value(weight).moves(weights).write_or_add(&mut z, true);
+            launch.value(int(area)?).value(int(planes)?).run()?;
             // SAFETY: as above.
             unsafe { gpu.fft(z.address_mut()?, planes, h, w, Direction::Inverse) }?;
             let kernel = gpu.kernel(SOURCE, "sobolev_gap_fwd_unpack_f32")?;
@@ -94,10 +105,10 @@ pub fn backward(gpu: &Gpu, partial: &Tensor, dgap: &Tensor, slot: &mut Slot) -> 
         slot.grad.zero_from(samples)?;
     }
     let kernel = gpu.kernel(SOURCE, "sobolev_gap_bwd_f32")?;
-    gpu.launch(&kernel, [cuda::blocks(gpu, each), samples, 1], cuda::THREADS)
+    gpu.launch(&kernel, [cuda::blocks(gpu, each / 4 + 1), samples, 1], cuda::THREADS)
         .read(partial)
         .read(dgap)
-        .write(&mut slot.grad)
+        .write_or_add(&mut slot.grad, slot.accumulate)
         .value(cuda::long(each))
         .value(i32::from(slot.accumulate))
         .run()

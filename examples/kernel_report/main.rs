@@ -1,8 +1,13 @@
 //! Compiles every CUDA source for the architectures named (`sm_80 sm_90` if none is, those of every GPU since Ampere with
 //! `--all`) and prints what each kernel uses: registers, spills, shared memory, and how full a multiprocessor it leaves.
-//! `--json FILE` writes the same. Fails where a kernel spills or breaks its launch bounds, and where there is no NVRTC.
+//! Then runs the ops' cases on the emulator and prints what each kernel did beside what it needed: bytes, products, bank
+//! conflicts. `--json FILE` writes both. Fails where a kernel spills, breaks its launch bounds, exceeds a limit without a
+//! reason in its heading or is run by nothing, and where there is no NVRTC or no emulator.
 //!
 //! Needs no GPU. `cargo run --release --example kernel_report -- sm_89`
+
+mod counters;
+mod direct;
 
 use asasr_engine::engine::{jit::Jit, kernels, nvrtc::Nvrtc};
 use serde_json::{Value, json};
@@ -66,8 +71,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     println!("\n{} sources compiled, the rest found in the cache", jit.compiled());
+    let (counted, exceeding) = counters::report()?;
+    faulty.extend(exceeding);
     if let Some(path) = json {
-        let all = json!({ "nvrtc": format!("{major}.{minor}"), "kernels": rows });
+        let all = json!({ "nvrtc": format!("{major}.{minor}"), "kernels": rows, "counters": counted });
         std::fs::write(&path, serde_json::to_vec_pretty(&all)?)
             .map_err(|e| format!("{}: {e}", path.display()))?;
     }

@@ -57,7 +57,11 @@ fn free(addr: u64, call: &str) -> Answer {
             Some((base, block)) => {
                 format!("{call}({addr:#x}): inside {} at {base:#x} ({} bytes)", block.name, block.bytes)
             }
-            None => format!("{call}({addr:#x}): not allocated, or freed before"),
+            // The address space remembers what it freed.
+            None => {
+                let why = work::device().free(addr).err();
+                format!("{call}({addr:#x}): {}", why.map_or("not allocated".into(), |e| e.to_string()))
+            }
         };
         return Err(state.refuse(Code::INVALID_VALUE, report));
     };

@@ -149,8 +149,8 @@ fn find(file: &str) -> Option<PathBuf> {
     folders.into_iter().chain([above]).flatten().map(|folder| folder.join(file)).find(|f| f.is_file())
 }
 
-/// What the emulator says of the last check that failed.
-pub(super) fn report() -> Option<String> {
+/// What the emulator says of the last check that failed, or call that it refused.
+pub fn report() -> Option<String> {
     text("cudaEmuLastReport")
 }
 
@@ -159,7 +159,7 @@ pub fn counters() -> Option<String> {
     text("cudaEmuCounters")
 }
 
-/// Makes the emulator forget its counters.
+/// Makes the emulator forget its counters, its report, and the failed check that its context is stuck with.
 pub fn reset_counters() {
     // SAFETY: `cudaEmuReset` takes nothing and gives nothing.
     if let Some(reset) = unsafe { function::<unsafe extern "C" fn()>("cudaEmuReset") } {

@@ -77,6 +77,8 @@ pub struct Report {
     pub ptx: String,
     /// Source file and line, where the PTX carries `.loc`.
     pub source: Option<(String, u32)>,
+    /// Source file and line from which the function that this is in was called, where it was inlined.
+    pub caller: Option<(String, u32)>,
     /// The thread index.
     pub thread: [u32; 3],
     /// The block index.
@@ -103,6 +105,9 @@ impl fmt::Display for Report {
         }
         if let Some((file, line)) = &self.source {
             write!(f, "; {file}:{line}")?;
+        }
+        if let Some((file, line)) = &self.caller {
+            write!(f, ", called from {file}:{line}")?;
         }
         Ok(())
     }

@@ -97,7 +97,8 @@ fn an_emulator_that_is_not_built_says_how_to() {
 fn a_machine_without_nvrtc_says_what_to_install() {
     let (dir, empty) = (folder(), folder());
     for line in ["warm --device emu", "warm --arch sm_90"] {
-        let says = ["no libnvrtc.so below the folder that ASASR_NVRTC names", "pip install nvidia-cuda-nvrtc"];
+        let says =
+            ["no libnvrtc.so below the folder that ASASR_NVRTC names", "pip install nvidia-cuda-nvrtc"];
         refused(engine(dir.path(), line).env("ASASR_NVRTC", empty.path()), 1, &says);
         let file = empty.path().join("nothing.so");
         refused(engine(dir.path(), line).env("ASASR_NVRTC", &file), 1, &["nothing.so", "pip install"]);
@@ -139,8 +140,18 @@ const FUNCTIONS: [&str; 10] = [
 fn another_nvrtc_than_the_drivers_says_which_one() {
     let dir = folder();
     for (major, minor, functions, says) in [
-        (11, 8, &FUNCTIONS[..], ["is version 11.8; 12.0 or later is wanted", "pip install nvidia-cuda-nvrtc"]),
-        (99, 1, &FUNCTIONS[..], ["is version 99.1, newer than the driver", "pip install 'nvidia-cuda-nvrtc=="]),
+        (
+            11,
+            8,
+            &FUNCTIONS[..],
+            ["is version 11.8; 12.0 or later is wanted", "pip install nvidia-cuda-nvrtc"],
+        ),
+        (
+            99,
+            1,
+            &FUNCTIONS[..],
+            ["is version 99.1, newer than the driver", "pip install 'nvidia-cuda-nvrtc=="],
+        ),
         (12, 9, &FUNCTIONS[..7], ["has no function nvrtcGetPTX", "not an NVRTC of CUDA 12 or later"]),
     ] {
         let of = folder();
@@ -168,7 +179,11 @@ fn doctor_names_all_that_is_missing() {
         doctor.env_remove(name);
     }
     doctor.env("ASASR_NVRTC", empty.path());
-    refused(&mut doctor, 1, &["cache      missing: neither ASASR_CACHE, XDG_CACHE_HOME nor HOME names a folder"]);
+    refused(
+        &mut doctor,
+        1,
+        &["cache      missing: neither ASASR_CACHE, XDG_CACHE_HOME nor HOME names a folder"],
+    );
     // What is missing for another device is no failure.
     let mut doctor = engine(cache.path(), "doctor --device cpu");
     doctor.env("ASASR_CUDA_EMU", empty.path()).env("ASASR_NVRTC", empty.path());
@@ -183,7 +198,11 @@ fn a_cache_that_cannot_be_written_says_what_to_set() {
     // A file in the folder's way: what even root cannot write below.
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     for line in ["warm --device emu", "warm --arch sm_80"] {
-        refused(&mut engine(file.path(), line), 1, &["compiled kernels cannot be kept here", "set ASASR_CACHE"]);
+        refused(
+            &mut engine(file.path(), line),
+            1,
+            &["compiled kernels cannot be kept here", "set ASASR_CACHE"],
+        );
     }
 }
 
@@ -219,7 +238,8 @@ fn every_source_is_compiled_once() {
     assert_eq!(finish(start(dir.path())), (0, all));
 
     let kernels = dir.path().join("kernels");
-    let entries: Vec<PathBuf> = fs::read_dir(&kernels).expect("it is there").flatten().map(|e| e.path()).collect();
+    let entries: Vec<PathBuf> =
+        fs::read_dir(&kernels).expect("it is there").flatten().map(|e| e.path()).collect();
     let entry = entries.iter().find(|p| p.extension().is_some_and(|x| x == "kernel")).expect("an entry");
     let whole = fs::read(entry).expect("read");
     fs::write(entry, &whole[..whole.len() / 2]).expect("written");

@@ -85,7 +85,8 @@ fn a_store_one_past_the_end() {
         right: "<",
         wrong: "<=",
     };
-    let run = |d: &Device, l: Launch<'_>, _| l.read(&numbers(d, 100)).write(&mut empty(d, 100)).value(100i32).run();
+    let run =
+        |d: &Device, l: Launch<'_>, _| l.read(&numbers(d, 100)).write(&mut empty(d, 100)).value(100i32).run();
     let says = [
         "CUDA_ERROR_ILLEGAL_ADDRESS",
         "OutOfBounds",
@@ -115,7 +116,8 @@ fn a_write_into_a_neighbours_buffer() {
         drop(neighbour);
         result
     };
-    let says = ["OutOfBounds", "(0 bytes past the end of \"", "(1024 bytes at", "thread (40,0,0) of block (3,0,0)"];
+    let says =
+        ["OutOfBounds", "(0 bytes past the end of \"", "(1024 bytes at", "thread (40,0,0) of block (3,0,0)"];
     planted.caught(4, 64, run, &says);
 }
 
@@ -135,7 +137,8 @@ fn a_missing_barrier() {
         wrong: "",
     };
     let run = |d: &Device, l: Launch<'_>, _| l.read(&numbers(d, 64)).write(&mut empty(d, 64)).run();
-    let says = ["SharedRace", "with no barrier between", "byte 128 of shared memory, 256 bytes", "thread (32,0,0)"];
+    let says =
+        ["SharedRace", "with no barrier between", "byte 128 of shared memory, 256 bytes", "thread (32,0,0)"];
     planted.caught(1, 64, run, &says);
 }
 
@@ -172,7 +175,8 @@ fn reads_of_global_memory_that_nobody_wrote() {
     let run = |d: &Device, l: Launch<'_>, wrong| {
         l.read(&if wrong { empty(d, 32) } else { numbers(d, 32) }).write(&mut empty(d, 32)).run()
     };
-    let says = ["Uninitialised", "never written", "byte 0 of \"cuMemAllocAsync#", "(128 bytes", "thread (0,0,0)"];
+    let says =
+        ["Uninitialised", "never written", "byte 0 of \"cuMemAllocAsync#", "(128 bytes", "thread (0,0,0)"];
     planted.caught(1, 32, run, &says);
 }
 
@@ -314,9 +318,13 @@ fn a_fault_in_an_embedded_kernel_names_its_source() {
     assert!(e.contains("OutOfBounds in kernel gelu_fwd_f32: write of"), "{e}");
     // The store is in a function that is inlined: its own line, and the call's.
     let line_of = |file: &str| {
-        let number = e.split_once(&format!("{file}:")).and_then(|(_, rest)| rest.split([',', '\n', ';']).next());
-        let number = number.and_then(|n| n.parse::<usize>().ok()).unwrap_or_else(|| panic!("no {file} in: {e}"));
-        kernels::text(file).and_then(|text| text.lines().nth(number - 1)).unwrap_or_else(|| panic!("{file}: {e}"))
+        let number =
+            e.split_once(&format!("{file}:")).and_then(|(_, rest)| rest.split([',', '\n', ';']).next());
+        let number =
+            number.and_then(|n| n.parse::<usize>().ok()).unwrap_or_else(|| panic!("no {file} in: {e}"));
+        kernels::text(file)
+            .and_then(|text| text.lines().nth(number - 1))
+            .unwrap_or_else(|| panic!("{file}: {e}"))
     };
     assert_eq!(line_of("gelu.cu").trim(), "map(x, y, n, gelu);", "{e}");
     assert!(e.contains(", called from gelu.cu:"), "{e}");

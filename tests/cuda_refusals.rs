@@ -39,7 +39,8 @@ fn memory_that_is_not_there_is_an_error_with_its_numbers() {
     let e = tensor(4).expect_err("3 MiB are free");
     assert!(matches!(e, Error::Memory { .. }), "{e:?}");
     let e = e.to_string();
-    let says = ["out of memory on emu: 4.0 MiB are wanted; 3.0 MiB of 5.0 MiB are free", "2.0 MiB are in use here"];
+    let says =
+        ["out of memory on emu: 4.0 MiB are wanted; 3.0 MiB of 5.0 MiB are free", "2.0 MiB are in use here"];
     assert!(says.iter().all(|s| e.contains(s)), "{e}");
 
     // An op whose output does not fit says the same.
@@ -80,17 +81,25 @@ fn a_launch_that_is_not_what_was_compiled_is_an_error_with_its_numbers() {
         let e = e.expect_err(says[0]);
         assert!(matches!(e, Error::Cuda { .. }), "{e:?}");
         let e = e.to_string();
-        assert!(e.starts_with("CUDA, launching twice: ") && says.iter().all(|s| e.contains(s)), "{says:?}: {e}");
+        assert!(
+            e.starts_with("CUDA, launching twice: ") && says.iter().all(|s| e.contains(s)),
+            "{says:?}: {e}"
+        );
     };
 
     let good = |x: &mut Tensor| launch([2, 1, 1], 64).write(x).value(100i32).value(0i16).run();
     good(&mut x).unwrap_or_else(|e| panic!("{e}"));
-    let all = |l: asasr_engine::engine::cuda::Launch<'_>, x: &mut Tensor| l.write(x).value(100i32).value(0i16).run();
+    let all = |l: asasr_engine::engine::cuda::Launch<'_>, x: &mut Tensor| {
+        l.write(x).value(100i32).value(0i16).run()
+    };
     refused(all(launch([2, 1, 1], 65), &mut x), &["a block of 65 threads", "compiled for 1 to 64"]);
     refused(all(launch([2, 1, 1], 0), &mut x), &["a block of 0 threads"]);
     refused(all(launch([1, 65_536, 1], 64), &mut x), &["[1, 65536, 1] blocks exceeds 65535 along y"]);
     refused(all(launch([1, 1, 65_536], 64), &mut x), &["exceeds 65535 along z"]);
-    refused(all(launch([1 << 31, 1, 1], 64), &mut x), &["[2147483648, 1, 1] blocks exceeds 2147483647 along x"]);
+    refused(
+        all(launch([1 << 31, 1, 1], 64), &mut x),
+        &["[2147483648, 1, 1] blocks exceeds 2147483647 along x"],
+    );
     refused(
         all(launch([1, 1, 1], 64).shared(163 << 10), &mut x),
         &["166912 bytes of shared memory beside its own 1024", "may have 166912"],

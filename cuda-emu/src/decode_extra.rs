@@ -25,7 +25,9 @@ pub(crate) fn carry(d: &mut Decoder, i: &Inst, op: &[&str]) -> Result<(), Error>
     let s = i.args[1..].iter().map(|a| d.src(a, wide)).collect::<Result<Vec<_>, _>>()?;
     let (a, b) = if product {
         let half = if op.contains(&"hi") { "hi" } else { "lo" };
-        let Some(mul) = select::select(&["mul", half, ty]) else { return d.fail("unknown instruction", &i.op) };
+        let Some(mul) = select::select(&["mul", half, ty]) else {
+            return d.fail("unknown instruction", &i.op);
+        };
         let t = d.row(wide);
         d.alu(mul, t, &s[..2]).class = Class::Int;
         (t, s[2])

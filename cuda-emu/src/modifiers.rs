@@ -4,8 +4,7 @@
 /// Operand types, which every opcode's own decoding chooses among.
 const TYPES: &str = "b8 b16 b32 b64 u8 u16 u32 u64 s8 s16 s32 s64 f16 f16x2 bf16 bf16x2 tf32 f32 f64 pred";
 const SPACES: &str = "global shared local param const";
-const COMPARISONS: &str =
-    "eq ne lt le gt ge lo ls hi hs equ neu ltu leu gtu geu num nan and or xor ftz";
+const COMPARISONS: &str = "eq ne lt le gt ge lo ls hi hs equ neu ltu leu gtu geu num nan and or xor ftz";
 /// Caches and who sees an access: all of memory is one here, and nothing is out of order.
 const CACHES: &str =
     "nc ca cg cs lu cv wb wt volatile relaxed acquire release acq_rel weak mmio cta gpu sys cluster v2 v4 v8";
@@ -26,8 +25,10 @@ fn known(base: &str) -> Option<&'static [&'static str]> {
         "rcp" | "sqrt" => &["rn rz rm rp approx ftz"],
         "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh" => &["approx ftz"],
         "testp" => &["finite infinite number notanumber normal subnormal"],
-        "rem" | "sad" | "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "popc" | "clz" | "brev" | "bfe"
-        | "bfi" | "lop3" | "dp4a" | "copysign" | "mov" | "selp" | "activemask" | "exit" | "trap" => &[],
+        "rem" | "sad" | "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "popc" | "clz" | "brev"
+        | "bfe" | "bfi" | "lop3" | "dp4a" | "copysign" | "mov" | "selp" | "activemask" | "exit" | "trap" => {
+            &[]
+        }
         "slct" => &["ftz"],
         "shf" => &["l r wrap clamp"],
         "bfind" => &["shiftamt"],
@@ -70,7 +71,7 @@ pub(crate) fn unknown<'a>(op: &[&'a str]) -> Option<&'a str> {
     if let Some(m) = stray {
         return Some(m);
     }
-    let has = |m: &str| rest.contains(&m).then_some(()).and_then(|()| rest.iter().find(|r| **r == m).copied());
+    let has = |m: &str| rest.iter().copied().find(|r| *r == m);
     let is_float = |t: &str| matches!(t, "f32" | "f64");
     match base {
         // Flushing and saturating are done in f32, and saturating besides in the conversions and pairs named here.

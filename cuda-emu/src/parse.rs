@@ -194,7 +194,8 @@ struct Parser {
 
 /// Reads a translation unit.
 pub(crate) fn parse(text: &str) -> Result<Unit, Error> {
-    let mut p = Parser { toks: lex(text)?, i: 0, loc: (0, 0), caller: None, callers: BTreeMap::new(), depth: 0 };
+    let mut p =
+        Parser { toks: lex(text)?, i: 0, loc: (0, 0), caller: None, callers: BTreeMap::new(), depth: 0 };
     let (mut unit, mut version) = (Unit::default(), false);
     while p.i < p.toks.len() {
         let (tok, line) = p.toks[p.i].clone();

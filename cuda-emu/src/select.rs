@@ -180,7 +180,7 @@ pub(crate) fn select(op: &[&str]) -> Option<Alu> {
     let m = &Mods(mods);
     let mut alu = match (name, t) {
         ("setp", _) => compare(m, mods.first()?, t)?,
-        ("slct", _) => slct(m, mods.first()?, t)?,
+        ("slct", _) => slct(m, mods.last()?, t)?,
         ("cvt", _) => return crate::cvt::select(mods, t),
         // The one opcode whose mode comes after its type.
         ("prmt", mode) if mode != "b32" => prmt(&Mods(&[mode]))?,

@@ -388,9 +388,8 @@ fn a_race_is_reported_alike() {
 #[test]
 fn a_copy_carries_what_was_written() {
     let c = Case::new(&with("31| ld.global.u8 %r5, [%rd4];"), 512, 0);
-    let [from, to] = ["input", "output"].map(|name| {
-        c.device.memory.live().into_iter().find(|a| a.name == name).expect("live").addr
-    });
+    let [from, to] = ["input", "output"]
+        .map(|name| c.device.memory.live().into_iter().find(|a| a.name == name).expect("live").addr);
     let part = c.device.empty("part", 300);
     // Bytes 40 to 239 of `part` are written; they and their neighbours go to places of every phase.
     c.device.memory.copy(part + 40, from, 200).expect("inside");
@@ -398,8 +397,10 @@ fn a_copy_carries_what_was_written() {
         c.device.memory.fill(to, 9, 512).expect("inside");
         c.device.memory.copy(to + at, part + 33, 214).expect("inside");
         let whole = |from: u64, bytes: u64| {
-            let body = format!("setp.ge.u32 %p0, %r0, {bytes}; @%p0 exit;
-                cvt.u64.u32 %rd5, %r0; add.s64 %rd5, %rd5, %rd1; ld.global.u8 %r5, [%rd5+{from}];");
+            let body = format!(
+                "setp.ge.u32 %p0, %r0, {bytes}; @%p0 exit;
+                cvt.u64.u32 %rd5, %r0; add.s64 %rd5, %rd5, %rd1; ld.global.u8 %r5, [%rd5+{from}];"
+            );
             let mut module = Module::parse(&sourced(&with(&body))).expect("PTX");
             module.place(&c.device.memory);
             let launch = cuda_emu::Launch {
@@ -420,7 +421,9 @@ fn a_copy_carries_what_was_written() {
     }
     // Within one allocation, overlapping.
     c.device.memory.copy(part + 50, part + 40, 250).expect("inside");
-    assert!(c.device.memory.copy(part + 60, part, 250).is_err() && c.device.memory.copy(to, part, 301).is_err());
+    assert!(
+        c.device.memory.copy(part + 60, part, 250).is_err() && c.device.memory.copy(to, part, 301).is_err()
+    );
 }
 
 #[test]

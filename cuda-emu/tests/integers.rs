@@ -250,9 +250,14 @@ fn comparisons_and_selections() {
 fn the_sign_chooses_and_comparisons_as_numbers() {
     let three = tuples(&words()[..6], 3);
     check("slct.b32.s32", "b32 b32 b32 b32", &three, |r| if s(r[2]) >= 0 { r[0] } else { r[1] });
-    check("slct.f32.f32", "f32 f32 f32 f32", &tuples(&[0, 0x8000_0000, 0x7fc0_0000, 0xbf80_0000, 1, 0x8000_0001], 3), |r| {
-        if f32::from_bits(r[2] as u32) >= 0.0 { r[0] } else { r[1] }
-    });
+    check(
+        "slct.f32.f32",
+        "f32 f32 f32 f32",
+        &tuples(&[0, 0x8000_0000, 0x7fc0_0000, 0xbf80_0000, 1, 0x8000_0001], 3),
+        |r| {
+            if f32::from_bits(r[2] as u32) >= 0.0 { r[0] } else { r[1] }
+        },
+    );
     check("slct.ftz.u64.f32", "b64 b64 b64 f32", &tuples(&[5, 0x8000_0001, 0x8080_0000], 3), |r| {
         if r[2] == 0x8080_0000 { r[1] } else { r[0] }
     });
@@ -283,7 +288,8 @@ fn the_carry_goes_from_word_to_word() {
         st.global.v4.u32 [%rd1+48], {%r31, %r32, %r33, %r34};";
     let device = Device::kernel("u64 u64", body);
     let edges = [0, 1, u64::MAX, u64::MAX - 1, 1 << 32, 0xffff_ffff, random(1, 5)[0], random(1, 6)[0]];
-    let rows: Vec<_> = (0..256).map(|n| [0, 1, 2, 3].map(|d| edges[(n >> (2 * d) & 3) + [0, 4, 2, 3][d]])).collect();
+    let rows: Vec<_> =
+        (0..256).map(|n| [0, 1, 2, 3].map(|d| edges[(n >> (2 * d) & 3) + [0, 4, 2, 3][d]])).collect();
     let data: Vec<u32> = rows.iter().flatten().flat_map(|x| [*x as u32, (x >> 32) as u32]).collect();
     let (from, out) = (device.words("in", &data), device.empty("out", 64 * rows.len() as u64));
     device.ok(1, rows.len() as u32, &Params::new().u64(from).u64(out));

@@ -149,7 +149,8 @@ fn digest() -> u64 {
     let d = Device::new(LN);
     let (at, image) = (d.floats("x", &noise(rows * width, 3)), d.floats("table", &noise(3 * width, 4)));
     let (row, y) = (d.words("rows", &[0]), d.empty("y", (rows * width * 4) as u64));
-    let params = Params::new().u64(at).u64(image).u64(0).u64(row).u64(0).u32(3 * width as u32).u32(0).u32(1 << 30);
+    let params =
+        Params::new().u64(at).u64(image).u64(0).u64(row).u64(0).u32(3 * width as u32).u32(0).u32(1 << 30);
     let params = params.u64(y).u32(rows as u32).u32(rows as u32).u32(width as u32).u32(0).u32(2);
     let counters = d.run("ln_modulate_fwd_f32", 2, 128, &params).unwrap_or_else(|r| panic!("{r}"));
     (d.read(y, rows * width), counters.items()).hash(&mut hash);
@@ -168,9 +169,11 @@ fn digest() -> u64 {
     let d = Device::new(SOBOLEV);
     let [v, r, t] = [11, 12, 13].map(|s| d.floats("plane", &noise(planes * side * side, s)));
     let w = d.floats("weight", &noise(side * side, 14));
-    let (dot, partial) = (d.empty("dot", planes as u64 * 8), d.empty("partial", (planes * side * side * 4) as u64));
+    let (dot, partial) =
+        (d.empty("dot", planes as u64 * 8), d.empty("partial", (planes * side * side * 4) as u64));
     let params = Params::new().u64(v).u64(r).u64(t).u64(w).u64(dot).u64(partial).u32(planes as u32).f32(2.0);
-    let counters = d.run("sobolev_gap_fwd_64_f32", planes as u32, 256, &params).unwrap_or_else(|r| panic!("{r}"));
+    let counters =
+        d.run("sobolev_gap_fwd_64_f32", planes as u32, 256, &params).unwrap_or_else(|r| panic!("{r}"));
     (d.read(partial, planes * side * side), d.read(dot, planes * 2), counters.items()).hash(&mut hash);
     hash.finish()
 }

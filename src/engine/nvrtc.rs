@@ -392,7 +392,10 @@ pub(crate) mod tests {
         };
         let ptx = nvrtc.compile(&source, "sm_80", &["-lineinfo"]).unwrap().ptx;
         for file in ["\"one.cu\"", "\"common/two.cuh\""] {
-            assert!(ptx.lines().any(|l| l.trim_start().starts_with(".file") && l.contains(file)), "{file}: {ptx}");
+            assert!(
+                ptx.lines().any(|l| l.trim_start().starts_with(".file") && l.contains(file)),
+                "{file}: {ptx}"
+            );
         }
     }
 

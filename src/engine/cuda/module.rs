@@ -97,7 +97,10 @@ impl Gpu {
             loaded = unsafe { result::module::load_data(ptx.as_ptr().cast()) };
         }
         let module = loaded.map_err(|e| {
-            self.error(&format!("loading {source} for {} on {}", self.properties.arch(), self.properties.name), e)
+            self.error(
+                &format!("loading {source} for {} on {}", self.properties.arch(), self.properties.name),
+                e,
+            )
         })?;
         let names = compiled.kernels.into_iter().map(|k| k.name).collect();
         Ok(Module { name: source.into(), names, module, kernels: Mutex::default() })

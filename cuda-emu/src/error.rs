@@ -101,7 +101,8 @@ impl fmt::Display for Report {
         let ([tx, ty, tz], [bx, by, bz]) = (self.thread, self.block);
         if self.ptx_line != 0 {
             write!(f, "; thread ({tx},{ty},{tz}) of block ({bx},{by},{bz})")?;
-            write!(f, "; PTX line {}: {}", self.ptx_line, self.ptx)?;
+            // Its own semicolon is the one that what follows wants.
+            write!(f, "; PTX line {}: {}", self.ptx_line, self.ptx.trim_end_matches(';'))?;
         }
         if let Some((file, line)) = &self.source {
             write!(f, "; {file}:{line}")?;

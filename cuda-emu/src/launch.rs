@@ -106,7 +106,8 @@ impl Run<'_> {
         what: String,
         addr: Option<u64>,
     ) -> Box<Report> {
-        let ptx = self.module.lines.get((i.line as usize).wrapping_sub(1)).cloned().unwrap_or_default();
+        let ptx = self.module.lines.get((i.line as usize).wrapping_sub(1));
+        let ptx = ptx.map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap_or_default();
         let file = |(file, line): (u32, u32)| Some((self.module.files.get(&file)?.clone(), line));
         Box::new(Report {
             fault,

@@ -53,9 +53,7 @@ impl Module {
             constant: v.space == ".const",
             init: v.init.clone(),
         });
-        // Inline assembly that brings its semicolon gets the compiler's besides.
-        let tidy = |l: &str| l.trim().strip_suffix(";;").map_or(l.trim().to_owned(), |l| format!("{l};"));
-        let lines = ptx.lines().map(tidy).collect();
+        let lines = ptx.lines().map(|l| l.trim().to_owned()).collect();
         Ok(Self { kernels, globals: globals.collect(), files: unit.files, lines, callers: unit.callers })
     }
 

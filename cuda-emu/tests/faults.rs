@@ -216,7 +216,7 @@ fn a_missing_barrier() {
             "read of shared memory that another warp touched with no barrier between",
             "thread (32,0,0)",
             "byte 0 of shared memory",
-            "ld.shared.u32 %r8, [%r7];",
+            "ld.shared.u32 %r8, [%r7]",
         ],
     );
     // Both halves of one word by two warps are no race; nor are atomics; nor a warp with itself.

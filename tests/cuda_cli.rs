@@ -101,7 +101,11 @@ fn a_machine_without_nvrtc_says_what_to_install() {
             ["no libnvrtc.so below the folder that ASASR_NVRTC names", "pip install nvidia-cuda-nvrtc"];
         refused(engine(dir.path(), line).env("ASASR_NVRTC", empty.path()), 1, &says);
         let file = empty.path().join("nothing.so");
-        refused(engine(dir.path(), line).env("ASASR_NVRTC", &file), 1, &["nothing.so", "pip install"]);
+        refused(
+            engine(dir.path(), line).env("ASASR_NVRTC", &file),
+            1,
+            &["nothing.so", "No such file", "pip install"],
+        );
     }
 }
 

@@ -100,10 +100,12 @@ impl Nvrtc {
             unsafe { Library::new(path) }
         };
         let builtins = match find::builtins_beside(path) {
-            Some(file) => Some(open(&file).map_err(|e| refuse(format!("its {}: {e}", file.display())))?),
+            Some(file) => Some(
+                open(&file).map_err(|e| refuse(format!("its {}: {}", file.display(), loader_says(&e))))?,
+            ),
             None => None,
         };
-        let library = open(path).map_err(|e| refuse(format!("{e}; {}", find::REMEDY)))?;
+        let library = open(path).map_err(|e| refuse(format!("{}; {}", loader_says(&e), find::REMEDY)))?;
         let missing =
             |name: &str| refuse(format!("has no function {name}: not an NVRTC of CUDA 12 or later"));
         macro_rules! function {
@@ -238,6 +240,11 @@ impl Nvrtc {
         // SAFETY: not null, and NVRTC's strings are terminated.
         unsafe { CStr::from_ptr(word) }.to_string_lossy().into_owned()
     }
+}
+
+/// Why a library does not open, in the system loader's words, which libloading keeps as the error's cause.
+pub(super) fn loader_says(e: &libloading::Error) -> String {
+    std::error::Error::source(e).map_or_else(|| e.to_string(), ToString::to_string)
 }
 
 /// A program that is destroyed whatever happens.

@@ -5,6 +5,7 @@
 //! loader's path, and a file `libcuda.so` there would take the place of a real driver.
 
 use super::said;
+use crate::engine::nvrtc::loader_says;
 use crate::{Error, Result};
 use cudarc::driver::sys;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -130,7 +131,7 @@ fn open(file: &str) -> Result<()> {
     let path = locate(file)?;
     // SAFETY: the initialisers of our own library have no preconditions.
     let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
-    let library = library.map_err(|e| Error::cuda(&path.display().to_string(), e.to_string()))?;
+    let library = library.map_err(|e| Error::cuda(&path.display().to_string(), loader_says(&e)))?;
     // Its functions are used from here on by whoever asks the loader for them.
     std::mem::forget(library);
     Ok(())

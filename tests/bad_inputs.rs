@@ -155,6 +155,8 @@ const CASES: &[Case] = &[
     ("verify with an unknown name", "verify --only sobolov", AS_IT_IS),
     ("verify without golden vectors", "verify --fixtures [DIR]/photos", AS_IT_IS),
     ("verify in a missing folder", "verify --fixtures [DIR]/none", AS_IT_IS),
+    ("verify on a device that is none", "verify --device cuda:x", AS_IT_IS),
+    ("kernels for the CPU", "warm --device cpu", AS_IT_IS),
 ];
 
 /// The options of the small run.

@@ -3,6 +3,7 @@
 use crate::ir::{AluFn, Class, Instr};
 use half::{bf16, f16};
 use std::ptr::NonNull;
+use std::sync::LazyLock;
 
 /// A register's value in one lane of a row.
 pub(crate) trait Lane: Copy {
@@ -59,7 +60,15 @@ pub(crate) struct Alu {
 }
 
 /// Whether this machine has what the vectorised functions are compiled for.
+///
+/// `CUDA_EMU_PLAIN=1` says no, so that a test can compare the two; looked at once.
 pub(crate) fn fast() -> bool {
+    static FAST: LazyLock<bool> =
+        LazyLock::new(|| std::env::var_os("CUDA_EMU_PLAIN").is_none_or(|v| v != "1") && able());
+    *FAST
+}
+
+fn able() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         is_x86_feature_detected!("avx2")

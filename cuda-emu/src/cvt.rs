@@ -184,12 +184,14 @@ fn float_float(m: &Mods, to: &str, from: &str) -> Option<Alu> {
         ("f32", "f32") if to_integral => with_round!(m, R => match (flush, is_sat) {
             (false, false) => a1(|a: f32| num::integral(a.into(), R) as f32),
             (true, false) => a1(|a: f32| num::integral(ftz(a).into(), R) as f32),
-            (_, true) => a1(|a: f32| sat(num::integral(a.into(), R) as f32)),
+            (false, true) => a1(|a: f32| sat(num::integral(a.into(), R) as f32)),
+            (true, true) => a1(|a: f32| sat(num::integral(ftz(a).into(), R) as f32)),
         }),
         ("f32", "f32") => match (flush, is_sat) {
             (false, false) => a1(|a: f32| a),
             (true, false) => a1(ftz),
-            (_, true) => a1(sat),
+            (false, true) => a1(sat),
+            (true, true) => a1(|a: f32| sat(ftz(a))),
         },
         ("f64", "f64") if to_integral => with_round!(m, R => a1(|a: f64| num::integral(a, R))),
         ("f64", "f64") => a1(|a: f64| a),
@@ -202,7 +204,8 @@ fn float_float(m: &Mods, to: &str, from: &str) -> Option<Alu> {
         }
         ("f32", "f64") => with_round!(m, R => match (flush, is_sat) {
             (false, false) => a1(|a: f64| num::narrow(a, R)),
-            (true, _) => a1(|a: f64| ftz(num::narrow(a, R))),
+            (true, false) => a1(|a: f64| ftz(num::narrow(a, R))),
+            (true, true) => a1(|a: f64| sat(ftz(num::narrow(a, R)))),
             (false, true) => a1(|a: f64| sat(num::narrow(a, R))),
         }),
         ("f32", "f16") => a1(|a: f16| a.to_f32()),

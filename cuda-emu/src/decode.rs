@@ -1,6 +1,7 @@
 //! Statements to instructions: names become register rows, calls are inlined, labels become indices.
 
 use crate::alu::{Alu, a1, a2};
+use crate::decode_extra;
 use crate::error::Error;
 use crate::ir::{Class, Instr, Kernel, NONE, Op, Param, Preset, Special};
 use crate::parse::{Arg, Function, Inst, Stmt, Unit, Var, type_bytes};
@@ -39,6 +40,10 @@ pub(crate) struct Decoder<'a> {
     /// First and last instruction that names a register, and its words per thread.
     spans: HashMap<u32, (usize, usize, u32)>,
     guard: (u32, bool),
+    /// Every named register's first word and its words.
+    named: HashMap<u32, u32>,
+    /// The predicate that is the carry flag.
+    carry: Option<u32>,
     pub line: u32,
     loc: (u32, u32),
 }
@@ -97,6 +102,8 @@ pub(crate) fn kernel(unit: &Unit, f: &Function) -> Result<Kernel, Error> {
         local: 0,
         spans: HashMap::new(),
         guard: (NONE, false),
+        named: HashMap::new(),
+        carry: None,
         line: f.line,
         loc: (0, 0),
     };
@@ -121,6 +128,7 @@ pub(crate) fn kernel(unit: &Unit, f: &Function) -> Result<Kernel, Error> {
         return d.fail("too many registers", &f.name);
     }
     let registers = d.pressure();
+    let unwritten = crate::live::unwritten(&d.code, &d.named);
     Ok(Kernel {
         name: f.name.clone(),
         code: d.code,
@@ -132,6 +140,7 @@ pub(crate) fn kernel(unit: &Unit, f: &Function) -> Result<Kernel, Error> {
         max_threads: f.max_threads.unwrap_or(1024).min(1024),
         words: d.words as usize,
         registers,
+        unwritten,
         presets: d.presets,
     })
 }
@@ -165,13 +174,24 @@ impl<'a> Decoder<'a> {
         at
     }
 
-    fn pred_word(&mut self) -> u32 {
+    pub fn pred_word(&mut self) -> u32 {
         if self.spare.0 == self.spare.1 {
             let at = self.row(false);
             self.spare = (at, at + 32);
         }
         self.spare.0 += 1;
         self.spare.0 - 1
+    }
+
+    pub fn carry_flag(&mut self) -> u32 {
+        match self.carry {
+            Some(p) => p,
+            None => {
+                let p = self.pred_word();
+                self.named.insert(p, 1);
+                *self.carry.insert(p)
+            }
+        }
     }
 
     pub fn preset(&mut self, p: Preset) -> u32 {
@@ -254,6 +274,12 @@ impl<'a> Decoder<'a> {
                 "pred" => Sym::Pred(self.pred_word()),
                 _ => Sym::Reg(self.row(bytes == 8), bytes == 8),
             };
+            let (word, words) = match s {
+                Sym::Reg(w, wide) => (w, 32 << u32::from(wide)),
+                Sym::Pred(w) => (w, 1),
+                _ => unreachable!("made above"),
+            };
+            self.named.insert(word, words);
             self.define(n, s);
             if self.words > MOST_WORDS {
                 return self.fail("too many registers", name);
@@ -436,6 +462,9 @@ impl<'a> Decoder<'a> {
 
     fn inst(&mut self, i: &'a Inst) -> Result<(), Error> {
         let op: Vec<&str> = i.op.split('.').collect();
+        if let Some(m) = crate::modifiers::unknown(&op) {
+            return self.fail(format!("unknown modifier .{m}"), &i.op);
+        }
         let a = &i.args[..];
         match op[0] {
             "bra" => {
@@ -457,6 +486,9 @@ impl<'a> Decoder<'a> {
                 self.emit(Op::Clock { wide }, Class::Move).d = d;
             }
             "setp" => self.setp(i, &op)?,
+            "set" => decode_extra::set(self, i, &op)?,
+            "addc" | "subc" | "madc" => decode_extra::carry(self, i, &op)?,
+            "add" | "sub" | "mad" if op.contains(&"cc") => decode_extra::carry(self, i, &op)?,
             _ if crate::decode_ops::special(self, i, &op)? => {}
             _ => self.lanewise(i, &op)?,
         }
@@ -488,14 +520,17 @@ impl<'a> Decoder<'a> {
     }
 
     fn setp(&mut self, i: &Inst, op: &[&str]) -> Result<(), Error> {
-        let Some(alu) = select::select(op) else { return self.fail("unknown instruction", &i.op) };
-        let [d, a, b, more @ ..] = &i.args[..] else { return self.fail("expected 3 operands", &i.op) };
+        let Some((d, rest)) = i.args.split_first() else { return self.fail("expected 3 operands", &i.op) };
+        let (p, q) = decode_extra::targets(self, d)?;
+        self.compare(p, q, rest, op, &i.op)
+    }
+
+    /// A comparison into the predicate `p`, and its opposite into `q` where there is one.
+    pub fn compare(&mut self, p: u32, q: u32, args: &[Arg], op: &[&str], text: &str) -> Result<(), Error> {
+        let Some(alu) = select::select(op) else { return self.fail("unknown instruction", text) };
+        let [a, b, more @ ..] = args else { return self.fail("expected 3 operands", text) };
         let wide = alu.s[0].unwrap_or(false);
         let s = [self.src(a, wide)?, self.src(b, wide)?];
-        let (p, q) = match d {
-            Arg::Pair(p, q) => (self.pred(p)?, i64::from(self.pred(q)?)),
-            p => (self.pred(p)?, -1),
-        };
         let (mut c, mut mode) = (NONE, 0);
         if let Some(x) = more.first() {
             c = self.pred(x)?;
@@ -503,11 +538,11 @@ impl<'a> Decoder<'a> {
                 Some(&"and") => 1,
                 Some(&"or") => 2,
                 Some(&"xor") => 3,
-                _ => return self.fail("unknown combination", &i.op),
+                _ => return self.fail("unknown combination", text),
             } + if matches!(x, Arg::Name(_, true)) { 4 } else { 0 };
         }
         let at = self.alu(alu, p, &s);
-        (at.c, at.e, at.v) = (c, q, Box::new([mode]));
+        (at.c, at.e, at.v) = (c, if q == NONE { -1 } else { q.into() }, Box::new([mode]));
         Ok(())
     }
 

@@ -77,6 +77,8 @@ pub struct Report {
     pub ptx: String,
     /// Source file and line, where the PTX carries `.loc`.
     pub source: Option<(String, u32)>,
+    /// Source file and line from which the function that this is in was called, where it was inlined.
+    pub caller: Option<(String, u32)>,
     /// The thread index.
     pub thread: [u32; 3],
     /// The block index.
@@ -99,10 +101,14 @@ impl fmt::Display for Report {
         let ([tx, ty, tz], [bx, by, bz]) = (self.thread, self.block);
         if self.ptx_line != 0 {
             write!(f, "; thread ({tx},{ty},{tz}) of block ({bx},{by},{bz})")?;
-            write!(f, "; PTX line {}: {}", self.ptx_line, self.ptx)?;
+            // Its own semicolon is the one that what follows wants.
+            write!(f, "; PTX line {}: {}", self.ptx_line, self.ptx.trim_end_matches(';'))?;
         }
         if let Some((file, line)) = &self.source {
             write!(f, "; {file}:{line}")?;
+        }
+        if let Some((file, line)) = &self.caller {
+            write!(f, ", called from {file}:{line}")?;
         }
         Ok(())
     }

@@ -335,6 +335,9 @@ impl<'a> Cta<'a> {
                 self.preset(w, *p, *at);
             }
             let warp = &mut self.warps[w];
+            for &(first, words) in &run.kernel.unwritten {
+                (first..first + words).for_each(|at| warp.set_word(at, 0));
+            }
             (warp.pc, warp.mask, warp.exited, warp.state, warp.groups) =
                 (0, warp.lanes, 0, State::Ready, [0; 32]);
             warp.others.clear();

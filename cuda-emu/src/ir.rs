@@ -257,6 +257,8 @@ pub struct Kernel {
     pub(crate) max_threads: u32,
     pub(crate) words: usize,
     pub(crate) registers: u32,
+    /// Registers that may be read before they are written: the first word, and how many.
+    pub(crate) unwritten: Vec<(u32, u32)>,
     pub(crate) presets: HashMap<Preset, u32>,
 }
 

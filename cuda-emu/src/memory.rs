@@ -90,6 +90,27 @@ impl Block {
         })
     }
 
+    /// Which of the `n` bytes (1 to 64) from `at` on were written, the first in the lowest bit.
+    fn written_at(&self, at: u64, n: u64) -> u64 {
+        let (w, shift) = ((at / 64) as usize, at % 64);
+        let low = self.written[w].load(Relaxed) >> shift;
+        let high = if shift + n > 64 { self.written[w + 1].load(Relaxed) << (64 - shift) } else { 0 };
+        (low | high) & (!0 >> (64 - n))
+    }
+
+    /// Makes it so that just those were.
+    fn set_written(&self, at: u64, n: u64, bits: u64) {
+        let (w, shift, mask) = ((at / 64) as usize, at % 64, !0u64 >> (64 - n));
+        let set = |w: usize, bits: u64, mask: u64| {
+            self.written[w].fetch_and(!mask | bits, Relaxed);
+            self.written[w].fetch_or(mask & bits, Relaxed);
+        };
+        set(w, bits << shift, mask << shift);
+        if shift + n > 64 {
+            set(w + 1, bits >> (64 - shift), mask >> (64 - shift));
+        }
+    }
+
     /// Marks `bytes` bytes at offset `at` as written.
     #[inline]
     pub fn mark(&self, at: u64, bytes: u64) {
@@ -129,12 +150,25 @@ impl Memory {
     }
 
     /// Reserves `bytes` bytes, aligned to 512, uninitialised; `name` is what reports call them.
+    ///
+    /// # Panics
+    /// Where [`Memory::try_alloc`] is an error.
     pub fn alloc(&self, bytes: u64, name: &str) -> u64 {
+        self.try_alloc(bytes, name).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    /// The same, with an error where this machine cannot hold so much: the bytes, and an eighth for what was written.
+    pub fn try_alloc(&self, bytes: u64, name: &str) -> Result<u64, Error> {
+        let whole = bytes.checked_add(bytes / 8).and_then(|n| usize::try_from(n).ok());
+        if !whole.is_some_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok()) {
+            let what = "allocation of more than this machine can hold";
+            return Err(Error::Memory { what, addr: 0, bytes, near: String::new() });
+        }
         let mut t = self.table();
         let addr = t.next.max(FIRST);
         t.next = (addr + bytes + GAP).next_multiple_of(ALIGN);
         t.live.insert(addr, Arc::new(Block::new(addr, bytes, name)));
-        addr
+        Ok(addr)
     }
 
     /// Gives an allocation back. Its address must be one that `alloc` returned, and not freed yet.
@@ -179,6 +213,22 @@ impl Memory {
         let b = self.block("read outside every allocation", addr, out.len() as u64)?;
         // SAFETY: `block` proved the range inside the allocation.
         unsafe { b.ptr().add((addr - b.start) as usize).copy_to(out.as_mut_ptr(), out.len()) };
+        Ok(())
+    }
+
+    /// Copies within the device, as if through a buffer between. What was never written stays so where it arrives.
+    pub fn copy(&self, to: u64, from: u64, bytes: u64) -> Result<(), Error> {
+        let source = self.block("copy from outside every allocation", from, bytes)?;
+        let target = self.block("copy to outside every allocation", to, bytes)?;
+        let (from, to) = (from - source.start, to - target.start);
+        // SAFETY: `block` proved both ranges inside their allocations; they may overlap.
+        unsafe { target.ptr().add(to as usize).copy_from(source.ptr().add(from as usize), bytes as usize) };
+        // All is read before any is changed: the two may be one allocation.
+        let pieces: Vec<u64> =
+            (0..bytes).step_by(64).map(|at| source.written_at(from + at, (bytes - at).min(64))).collect();
+        for (at, piece) in (0..bytes).step_by(64).zip(pieces) {
+            target.set_written(to + at, (bytes - at).min(64), piece);
+        }
         Ok(())
     }
 

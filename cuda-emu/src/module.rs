@@ -30,6 +30,8 @@ pub struct Module {
     /// Source files by the number `.loc` gives them.
     pub(crate) files: HashMap<u32, String>,
     pub(crate) lines: Vec<String>,
+    /// Where an inlined function was called from, by the line of the PTX.
+    pub(crate) callers: BTreeMap<u32, (u32, u32)>,
 }
 
 impl Module {
@@ -52,7 +54,7 @@ impl Module {
             init: v.init.clone(),
         });
         let lines = ptx.lines().map(|l| l.trim().to_owned()).collect();
-        Ok(Self { kernels, globals: globals.collect(), files: unit.files, lines })
+        Ok(Self { kernels, globals: globals.collect(), files: unit.files, lines, callers: unit.callers })
     }
 
     /// The kernel of this name.
@@ -71,12 +73,20 @@ impl Module {
     }
 
     /// Gives every variable memory and its initial value; needed once before the first launch that uses one.
+    ///
+    /// # Panics
+    /// Where [`Module::try_place`] is an error.
     pub fn place(&mut self, memory: &Memory) {
+        self.try_place(memory).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    /// The same, with an error where this machine cannot hold so much.
+    pub fn try_place(&mut self, memory: &Memory) -> Result<(), Error> {
         for g in self.globals.iter_mut().filter(|g| g.bytes > 0 && g.addr == 0) {
-            let mut data = g.init.clone();
-            data.resize(g.bytes as usize, 0);
-            g.addr = memory.alloc(g.bytes, &g.name);
-            memory.write(g.addr, &data).expect("the allocation was made on the line above, of this size");
+            g.addr = memory.try_alloc(g.bytes, &g.name)?;
+            memory.fill(g.addr, 0, g.bytes)?;
+            memory.write(g.addr, &g.init)?;
         }
+        Ok(())
     }
 }

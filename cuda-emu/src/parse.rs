@@ -1,7 +1,7 @@
 //! PTX text to statements. Knows the grammar, no instruction.
 
 use crate::error::Error;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// An operand as written.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,6 +74,8 @@ pub(crate) struct Unit {
     pub vars: Vec<Var>,
     pub functions: Vec<Function>,
     pub files: HashMap<u32, String>,
+    /// File and line of the call, by the line of an instruction that was inlined.
+    pub callers: BTreeMap<u32, (u32, u32)>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -184,12 +186,16 @@ struct Parser {
     toks: Vec<(Tok, u32)>,
     i: usize,
     loc: (u32, u32),
+    /// Where the function that the last `.loc` is in was called from, the outermost of them.
+    caller: Option<(u32, u32)>,
+    callers: BTreeMap<u32, (u32, u32)>,
     depth: u32,
 }
 
 /// Reads a translation unit.
 pub(crate) fn parse(text: &str) -> Result<Unit, Error> {
-    let mut p = Parser { toks: lex(text)?, i: 0, loc: (0, 0), depth: 0 };
+    let mut p =
+        Parser { toks: lex(text)?, i: 0, loc: (0, 0), caller: None, callers: BTreeMap::new(), depth: 0 };
     let (mut unit, mut version) = (Unit::default(), false);
     while p.i < p.toks.len() {
         let (tok, line) = p.toks[p.i].clone();
@@ -252,6 +258,7 @@ pub(crate) fn parse(text: &str) -> Result<Unit, Error> {
     if !version {
         return Err(Error::ptx(1, "no .version", text.lines().next().unwrap_or_default()));
     }
+    unit.callers = p.callers;
     Ok(unit)
 }
 
@@ -450,16 +457,21 @@ impl Parser {
             let w = self.word()?;
             match w.as_str() {
                 ".loc" => {
+                    let was = (self.loc, self.caller.take());
                     self.loc = (self.int()? as u32, self.int()? as u32);
                     self.int()?;
                     while self.eat(',') {
-                        self.word()?;
-                        while self.peek().is_some_and(|w| !w.starts_with('.') || w.len() < 2) {
-                            self.i += 1;
-                            self.eat('+');
+                        if self.word()? == "inlined_at" {
+                            let at = (self.int()? as u32, self.int()? as u32);
+                            self.int()?;
+                            // The line before is the call's, and may be in an inlined function itself.
+                            self.caller = Some(if was.0 == at { was.1.unwrap_or(at) } else { at });
+                            continue;
                         }
-                        while matches!(self.toks.get(self.i), Some((Tok::Int(_), _))) {
-                            self.i += 1;
+                        // The function's name: a label, perhaps with an offset.
+                        self.word()?;
+                        if self.eat('+') {
+                            self.int()?;
                         }
                     }
                 }
@@ -511,6 +523,9 @@ impl Parser {
                             self.want(';')?;
                             break;
                         }
+                    }
+                    if let Some(at) = self.caller {
+                        self.callers.insert(line, at);
                     }
                     out.push(Stmt::Inst(Inst { line, loc: self.loc, guard, op: w, args }));
                 }

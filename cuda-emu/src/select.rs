@@ -179,7 +179,8 @@ pub(crate) fn select(op: &[&str]) -> Option<Alu> {
     let (&t, mods) = rest.split_last()?;
     let m = &Mods(mods);
     let mut alu = match (name, t) {
-        ("setp" | "set", _) => compare(m, mods.first()?, t)?,
+        ("setp", _) => compare(m, mods.first()?, t)?,
+        ("slct", _) => slct(m, mods.last()?, t)?,
         ("cvt", _) => return crate::cvt::select(mods, t),
         // The one opcode whose mode comes after its type.
         ("prmt", mode) if mode != "b32" => prmt(&Mods(&[mode]))?,
@@ -190,11 +191,31 @@ pub(crate) fn select(op: &[&str]) -> Option<Alu> {
         _ => integer(name, m, t)?,
     };
     alu.class = match name {
-        "mov" | "selp" | "cvta" => Class::Move,
+        "mov" | "selp" | "slct" | "cvta" => Class::Move,
         "ex2" | "lg2" | "sin" | "cos" | "rsqrt" | "tanh" | "rcp" | "sqrt" => Class::Special,
         _ => float_class(t),
     };
     Some(alu)
+}
+
+/// The first where the third is not negative, else the second.
+fn slct(m: &Mods, t: &str, by: &str) -> Option<Alu> {
+    macro_rules! go {
+        ($t:ty) => {
+            match by {
+                "s32" => a3(|a: $t, b: $t, c: i32| if c >= 0 { a } else { b }),
+                "f32" if m.has("ftz") => a3(|a: $t, b: $t, c: f32| if ftz(c) >= 0.0 { a } else { b }),
+                "f32" => a3(|a: $t, b: $t, c: f32| if c >= 0.0 { a } else { b }),
+                _ => return None,
+            }
+        };
+    }
+    Some(match t {
+        "b16" | "u16" | "s16" => go!(u16),
+        "b32" | "u32" | "s32" | "f32" => go!(u32),
+        "b64" | "u64" | "s64" | "f64" => go!(u64),
+        _ => return None,
+    })
 }
 
 fn predicate(name: &str) -> Option<Alu> {

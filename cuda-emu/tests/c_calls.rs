@@ -244,7 +244,7 @@ fn memory_is_counted_copied_and_filled() {
     assert_eq!(call!(cuda, cuMemFree_v2, a + 4 => u64), INVALID_VALUE);
     assert_eq!(call!(cuda, cuMemFree_v2, a => u64), OK);
     assert_eq!(call!(cuda, cuMemFree_v2, a => u64), INVALID_VALUE);
-    assert!(cuda.text("cudaEmuLastReport").contains("freed before"));
+    assert!(cuda.text("cudaEmuLastReport").contains("double free"));
     assert_eq!(call!(cuda, cuMemFreeAsync, b => u64, 0 => usize), OK);
     assert_eq!(cuda.text("cudaEmuLeaks"), "");
 }

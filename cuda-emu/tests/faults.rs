@@ -216,7 +216,7 @@ fn a_missing_barrier() {
             "read of shared memory that another warp touched with no barrier between",
             "thread (32,0,0)",
             "byte 0 of shared memory",
-            "ld.shared.u32 %r8, [%r7];",
+            "ld.shared.u32 %r8, [%r7]",
         ],
     );
     // Both halves of one word by two warps are no race; nor are atomics; nor a warp with itself.
@@ -364,6 +364,92 @@ fn reports_and_counters_do_not_depend_on_threads() {
     assert!(counters.iter().all(|c| *c == counters[0] && c.global_read == 25_600));
 }
 
+/// Of two blocks that race, chance decides which comes second; the report does not depend on it.
+#[test]
+fn a_race_is_reported_alike() {
+    let body = "setp.lt.u32 %p0, %r1, 11; @%p0 exit; mul.wide.u32 %rd5, %r0, 4; add.s64 %rd5, %rd1, %rd5;
+        93| st.global.u32 [%rd5], %r1;";
+    for threads in [1, 2, 5] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        pool.install(|| {
+            for _ in 0..10 {
+                Case::new(&with(body), 512, 0).caught(
+                    64,
+                    32,
+                    Fault::GlobalRace,
+                    &["cell that block (11,0,0) wrote", "thread (0,0,0) of block (12,0,0)", "planted.cu:93"],
+                );
+            }
+        });
+    }
+}
+
+/// What a copy brings from where nobody wrote is as unwritten as it was.
+#[test]
+fn a_copy_carries_what_was_written() {
+    let c = Case::new(&with("31| ld.global.u8 %r5, [%rd4];"), 512, 0);
+    let [from, to] = ["input", "output"]
+        .map(|name| c.device.memory.live().into_iter().find(|a| a.name == name).expect("live").addr);
+    let part = c.device.empty("part", 300);
+    // Bytes 40 to 239 of `part` are written; they and their neighbours go to places of every phase.
+    c.device.memory.copy(part + 40, from, 200).expect("inside");
+    for at in [0, 1, 63, 64, 100, 129] {
+        c.device.memory.fill(to, 9, 512).expect("inside");
+        c.device.memory.copy(to + at, part + 33, 214).expect("inside");
+        let whole = |from: u64, bytes: u64| {
+            let body = format!(
+                "setp.ge.u32 %p0, %r0, {bytes}; @%p0 exit;
+                cvt.u64.u32 %rd5, %r0; add.s64 %rd5, %rd5, %rd1; ld.global.u8 %r5, [%rd5+{from}];"
+            );
+            let mut module = Module::parse(&sourced(&with(&body))).expect("PTX");
+            module.place(&c.device.memory);
+            let launch = cuda_emu::Launch {
+                grid: [1; 3],
+                block: [512, 1, 1],
+                dynamic_shared: 0,
+                params: &c.params.0,
+                checks: cuda_emu::Checks::default(),
+            };
+            cuda_emu::launch(&module, "k", &c.device.memory, &launch).map(|_| ())
+        };
+        assert!(whole(at + 7, 200).is_ok(), "at {at}: what was written");
+        assert!(whole(at + 6, 2).is_err() && whole(at + 206, 2).is_err(), "at {at}: its neighbours");
+        assert!(whole(at + 214, 512 - 214 - at).is_ok(), "at {at}: what was there");
+        let mut bytes = [0; 200];
+        c.device.memory.read(to + at + 7, &mut bytes).expect("inside");
+        assert_eq!(bytes, [1; 200]);
+    }
+    // Within one allocation, overlapping.
+    c.device.memory.copy(part + 50, part + 40, 250).expect("inside");
+    assert!(
+        c.device.memory.copy(part + 60, part, 250).is_err() && c.device.memory.copy(to, part, 301).is_err()
+    );
+}
+
+#[test]
+fn more_than_the_machine_has_is_an_error() {
+    let memory = cuda_emu::Memory::new();
+    for bytes in [u64::MAX, u64::MAX - 600, 1 << 62] {
+        let e = memory.try_alloc(bytes, "huge").expect_err("no machine has that").to_string();
+        assert!(e.contains(&bytes.to_string()), "{e}");
+    }
+    assert!(memory.live().is_empty());
+}
+
+/// A register that was never written holds 0 in every block, whatever ran there before.
+#[test]
+fn a_register_nobody_wrote_is_zero() {
+    let body = "setp.eq.u32 %p0, %r1, 1000; @%p0 mov.u32 %r20, 5; add.u32 %r20, %r20, 7; @%p1 add.u32 %r20, %r20, 100;
+        mov.u64 %rd9, 3; st.global.u32 [%rd4], %r20; mov.u32 %r20, 77; setp.eq.u32 %p1, %r20, 77; add.u64 %rd9, %rd9, %rd10;
+        add.u64 %rd10, %rd10, 1;";
+    let c = Case::new(&with(body), 64 * 128, 0);
+    for _ in 0..3 {
+        c.clean(64, 32);
+        let to = c.device.memory.live().into_iter().find(|a| a.name == "output").expect("live").addr;
+        assert_eq!(c.device.read(to, 64 * 32), vec![7; 64 * 32]);
+    }
+}
+
 #[test]
 fn a_loop_without_end() {
     let spin = with("101| SPIN: ld.volatile.global.u32 %r5, [%rd0]; setp.ne.u32 %p0, %r5, 0; @%p0 bra SPIN;");
@@ -425,6 +511,11 @@ fn ptx_that_is_not_understood() {
         "setp.lt.f32;",
         "@%p99 bra X; X:",
         "shfl.sync.bfly.b32 %r1;",
+        "min.xorsign.abs.f32 %f1, %f2, %f3;",
+        "add.cc.u16 %h1, %h2, %h3;",
+        "slct.f32.u32 %f1, %f2, %f3, %r1;",
+        "set.lt.f16.f32 %h1, %f2, %f3;",
+        "madc.wide.u32 %rd1, %r1, %r2, %rd2;",
         "cp.async.wait_group;",
         ".reg .b128 %q;",
         "mov.b64 %rd0, {%r1, %r2, %r3};",

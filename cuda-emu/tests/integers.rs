@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{check, eval, random, tuples};
+use common::{Device, Params, check, eval, random, tuples};
 
 const EDGES: [u64; 10] =
     [0, 1, 2, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 0xffff_fffe, 0x1234_5678, 0x0000_ffff, 0x8000_0001];
@@ -244,4 +244,60 @@ fn comparisons_and_selections() {
     check("setp.lt.xor.s32", "pred b32 b32 pred", &three, |r| bit(s(r[0]) < s(r[1])) ^ r[2]);
     check("selp.b32", "b32 b32 b32 pred", &three, |r| if r[2] == 1 { r[0] } else { r[1] });
     check("selp.b64", "b64 b64 b64 pred", &three, |r| if r[2] == 1 { r[0] } else { r[1] });
+}
+
+#[test]
+fn the_sign_chooses_and_comparisons_as_numbers() {
+    let three = tuples(&words()[..6], 3);
+    check("slct.b32.s32", "b32 b32 b32 b32", &three, |r| if s(r[2]) >= 0 { r[0] } else { r[1] });
+    check(
+        "slct.f32.f32",
+        "f32 f32 f32 f32",
+        &tuples(&[0, 0x8000_0000, 0x7fc0_0000, 0xbf80_0000, 1, 0x8000_0001], 3),
+        |r| {
+            if f32::from_bits(r[2] as u32) >= 0.0 { r[0] } else { r[1] }
+        },
+    );
+    check("slct.ftz.u64.f32", "b64 b64 b64 f32", &tuples(&[5, 0x8000_0001, 0x8080_0000], 3), |r| {
+        if r[2] == 0x8080_0000 { r[1] } else { r[0] }
+    });
+    let two = tuples(&words(), 2);
+    let all = |b: bool| if b { 0xffff_ffff } else { 0 };
+    check("set.lt.u32.s32", "b32 b32 b32", &two, |r| all(s(r[0]) < s(r[1])));
+    check("set.hi.f32.u32", "f32 b32 b32", &two, |r| if r[0] > r[1] { 0x3f80_0000 } else { 0 });
+    let with: Vec<_> = two.iter().flat_map(|r| [0, 1].map(|p| vec![r[0], r[1], p])).collect();
+    check("set.eq.or.s32.u32", "b32 b32 b32 pred", &with, |r| all(r[0] == r[1] || r[2] == 1));
+}
+
+/// Sums, differences and products of many words, as compilers write them.
+#[test]
+fn the_carry_goes_from_word_to_word() {
+    let body = "ld.param.u64 %rd0, [p0]; ld.param.u64 %rd1, [p1]; mov.u32 %r0, %tid.x; mul.wide.u32 %rd2, %r0, 32;
+        add.s64 %rd0, %rd0, %rd2; mul.wide.u32 %rd2, %r0, 64; add.s64 %rd1, %rd1, %rd2;
+        ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%rd0]; ld.global.v4.u32 {%r5, %r6, %r7, %r8}, [%rd0+16];
+        add.cc.u32 %r11, %r1, %r5; addc.cc.u32 %r12, %r2, %r6; addc.cc.u32 %r13, %r3, %r7; addc.u32 %r14, %r4, %r8;
+        st.global.v4.u32 [%rd1], {%r11, %r12, %r13, %r14};
+        sub.cc.u32 %r1, %r1, %r5; subc.cc.u32 %r2, %r2, %r6; subc.cc.u32 %r3, %r3, %r7; subc.u32 %r4, %r4, %r8;
+        st.global.v4.u32 [%rd1+16], {%r1, %r2, %r3, %r4};
+        ld.global.v2.u64 {%rd3, %rd4}, [%rd0]; ld.global.v2.u64 {%rd5, %rd6}, [%rd0+16];
+        sub.cc.u64 %rd7, %rd3, %rd5; subc.u64 %rd8, %rd4, %rd6; st.global.v2.u64 [%rd1+32], {%rd7, %rd8};
+        ld.global.v2.u32 {%r1, %r2}, [%rd0]; mul.lo.u32 %r31, %r1, %r5; mul.hi.u32 %r32, %r1, %r5;
+        mad.lo.cc.u32 %r32, %r1, %r6, %r32; madc.hi.u32 %r33, %r1, %r6, 0;
+        mad.lo.cc.u32 %r32, %r2, %r5, %r32; madc.hi.cc.u32 %r33, %r2, %r5, %r33; addc.u32 %r34, 0, 0;
+        mad.lo.cc.u32 %r33, %r2, %r6, %r33; madc.hi.u32 %r34, %r2, %r6, %r34;
+        st.global.v4.u32 [%rd1+48], {%r31, %r32, %r33, %r34};";
+    let device = Device::kernel("u64 u64", body);
+    let edges = [0, 1, u64::MAX, u64::MAX - 1, 1 << 32, 0xffff_ffff, random(1, 5)[0], random(1, 6)[0]];
+    let rows: Vec<_> =
+        (0..256).map(|n| [0, 1, 2, 3].map(|d| edges[(n >> (2 * d) & 3) + [0, 4, 2, 3][d]])).collect();
+    let data: Vec<u32> = rows.iter().flatten().flat_map(|x| [*x as u32, (x >> 32) as u32]).collect();
+    let (from, out) = (device.words("in", &data), device.empty("out", 64 * rows.len() as u64));
+    device.ok(1, rows.len() as u32, &Params::new().u64(from).u64(out));
+    for (row, got) in rows.iter().zip(device.read(out, 16 * rows.len()).chunks(16)) {
+        let long = |x: &[u32]| x.iter().rev().fold(0u128, |n, w| n << 32 | u128::from(*w));
+        let [a, b] = [0, 2].map(|i| u128::from(row[i + 1]) << 64 | u128::from(row[i]));
+        assert_eq!(long(&got[..4]), a.wrapping_add(b), "{row:x?}");
+        assert_eq!((long(&got[4..8]), long(&got[8..12])), (a.wrapping_sub(b), a.wrapping_sub(b)), "{row:x?}");
+        assert_eq!(long(&got[12..]), u128::from(row[0]) * u128::from(row[2]), "{row:x?}");
+    }
 }

@@ -128,3 +128,67 @@ fn sobolev_of_no_weight_is_the_identity() {
         close(dot, sum, 1e-5);
     }
 }
+
+/// What the programs compute and count, as one number.
+fn digest() -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hash = DefaultHasher::new();
+    let n = 5003;
+    let d = Device::new(GELU);
+    let x: Vec<f32> = noise(n, 7).iter().map(|x| x * 6.0).collect();
+    let (from, to) = (d.floats("x", &x), d.empty("y", n as u64 * 4));
+    let params = Params::new().u64(from).u64(to).u64(n as u64);
+    let counters = d.run("gelu_fwd_f32", 3, 256, &params).unwrap_or_else(|r| panic!("{r}"));
+    (d.read(to, n), counters.items()).hash(&mut hash);
+    let (from, to) = (d.halves("x", &halves(&x)), d.empty("y", n as u64 * 2));
+    let params = Params::new().u64(from).u64(to).u64(n as u64);
+    let counters = d.run("gelu_fwd_bf16", 3, 256, &params).unwrap_or_else(|r| panic!("{r}"));
+    (d.read_halves(to, n), counters.items()).hash(&mut hash);
+
+    let (rows, width) = (6, 512);
+    let d = Device::new(LN);
+    let (at, image) = (d.floats("x", &noise(rows * width, 3)), d.floats("table", &noise(3 * width, 4)));
+    let (row, y) = (d.words("rows", &[0]), d.empty("y", (rows * width * 4) as u64));
+    let params =
+        Params::new().u64(at).u64(image).u64(0).u64(row).u64(0).u32(3 * width as u32).u32(0).u32(1 << 30);
+    let params = params.u64(y).u32(rows as u32).u32(rows as u32).u32(width as u32).u32(0).u32(2);
+    let counters = d.run("ln_modulate_fwd_f32", 2, 128, &params).unwrap_or_else(|r| panic!("{r}"));
+    (d.read(y, rows * width), counters.items()).hash(&mut hash);
+
+    let (m, n, k) = (130, 136, 72);
+    let mut d = Device::new(LINEAR);
+    d.dynamic_shared = 65536;
+    let (a, b) = (d.halves("a", &halves(&noise(m * k, 1))), d.halves("b", &halves(&noise(n * k, 2))));
+    let (bias, c) = (d.halves("bias", &halves(&noise(n, 3))), d.empty("c", (m * n * 2) as u64));
+    let params = Params::new().u64(a).u64(b).u64(bias).u64(c);
+    let params = [m, n, k, k, k, n].iter().fold(params, |p, v| p.u32(*v as u32)).f32(0.5).u32(0);
+    let counters = d.run("linear_fwd_bf16", 4, 256, &params).unwrap_or_else(|r| panic!("{r}"));
+    (d.read_halves(c, m * n), counters.items()).hash(&mut hash);
+
+    let (planes, side) = (2, 64);
+    let d = Device::new(SOBOLEV);
+    let [v, r, t] = [11, 12, 13].map(|s| d.floats("plane", &noise(planes * side * side, s)));
+    let w = d.floats("weight", &noise(side * side, 14));
+    let (dot, partial) =
+        (d.empty("dot", planes as u64 * 8), d.empty("partial", (planes * side * side * 4) as u64));
+    let params = Params::new().u64(v).u64(r).u64(t).u64(w).u64(dot).u64(partial).u32(planes as u32).f32(2.0);
+    let counters =
+        d.run("sobolev_gap_fwd_64_f32", planes as u32, 256, &params).unwrap_or_else(|r| panic!("{r}"));
+    (d.read(partial, planes * side * side), d.read(dot, planes * 2), counters.items()).hash(&mut hash);
+    hash.finish()
+}
+
+/// Machines without AVX2 and FMA run the same functions compiled without them: the same bits, and the same counts.
+#[test]
+fn plain_code_gives_the_same_bits() {
+    let mine = format!("digest={:016x}", digest());
+    println!("{mine}");
+    if std::env::var_os("CUDA_EMU_PLAIN").is_some() {
+        return;
+    }
+    let mut plain = std::process::Command::new(std::env::current_exe().expect("this test"));
+    plain.args(["plain_code_gives_the_same_bits", "--exact", "--nocapture"]).env("CUDA_EMU_PLAIN", "1");
+    let out = plain.output().expect("a process");
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success() && text.contains(&mine), "not {mine}:\n{text}");
+}

@@ -100,10 +100,12 @@ impl Nvrtc {
             unsafe { Library::new(path) }
         };
         let builtins = match find::builtins_beside(path) {
-            Some(file) => Some(open(&file).map_err(|e| refuse(format!("its {}: {e}", file.display())))?),
+            Some(file) => Some(
+                open(&file).map_err(|e| refuse(format!("its {}: {}", file.display(), loader_says(&e))))?,
+            ),
             None => None,
         };
-        let library = open(path).map_err(|e| refuse(format!("{e}; {}", find::REMEDY)))?;
+        let library = open(path).map_err(|e| refuse(format!("{}; {}", loader_says(&e), find::REMEDY)))?;
         let missing =
             |name: &str| refuse(format!("has no function {name}: not an NVRTC of CUDA 12 or later"));
         macro_rules! function {
@@ -217,7 +219,7 @@ impl Nvrtc {
                 "NVRTC makes no cubin for `{arch}`; ask for a real one: sm_80"
             )));
         }
-        Ok(Output { cubin, ptx: text(&ptx), log })
+        Ok(Output { cubin, ptx: unrooted(&text(&ptx)), log })
     }
 
     fn check(&self, code: Code, function: &str, name: &str) -> Result<()> {
@@ -238,6 +240,11 @@ impl Nvrtc {
         // SAFETY: not null, and NVRTC's strings are terminated.
         unsafe { CStr::from_ptr(word) }.to_string_lossy().into_owned()
     }
+}
+
+/// Why a library does not open, in the system loader's words, which libloading keeps as the error's cause.
+pub(super) fn loader_says(e: &libloading::Error) -> String {
+    std::error::Error::source(e).map_or_else(|| e.to_string(), ToString::to_string)
 }
 
 /// A program that is destroyed whatever happens.
@@ -311,6 +318,22 @@ fn first_error(log: &str) -> Option<&str> {
     log.lines().map(str::trim).find(|l| l.contains("error"))
 }
 
+/// The PTX with its source files named as they were given: NVRTC puts the current folder before them, and who reads the
+/// cache later stands elsewhere.
+fn unrooted(ptx: &str) -> String {
+    let Ok(here) = std::env::current_dir() else { return ptx.into() };
+    let root = format!("\"{}/", here.display());
+    let mut out = String::with_capacity(ptx.len());
+    for line in ptx.split_inclusive('\n') {
+        if line.trim_start().starts_with(".file") {
+            out += &line.replacen(&root, "\"", 1);
+        } else {
+            out += line;
+        }
+    }
+    out
+}
+
 /// Text that may end with a NUL.
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim_end_matches('\0').to_string()
@@ -364,6 +387,23 @@ pub(crate) mod tests {
         assert!(out.cubin.starts_with(b"\x7fELF"));
         assert!(out.ptx.contains(".visible .entry k(") && out.ptx.contains(".target sm_80"), "{}", out.ptx);
         assert!(out.log.contains("registers"), "{}", out.log);
+    }
+
+    #[test]
+    fn source_lines_are_of_files_as_they_were_named() {
+        let Some(nvrtc) = nvrtc() else { return };
+        let source = Source {
+            name: "one.cu",
+            text: "#include \"common/two.cuh\"\nextern \"C\" __global__ void k(float* x) { *x = two(*x); }",
+            headers: &[("common/two.cuh", "__device__ float two(float x) { return x * 2.f; }")],
+        };
+        let ptx = nvrtc.compile(&source, "sm_80", &["-lineinfo"]).unwrap().ptx;
+        for file in ["\"one.cu\"", "\"common/two.cuh\""] {
+            assert!(
+                ptx.lines().any(|l| l.trim_start().starts_with(".file") && l.contains(file)),
+                "{file}: {ptx}"
+            );
+        }
     }
 
     #[test]

@@ -41,12 +41,6 @@ fn code(report: &Report) -> Code {
     }
 }
 
-/// Whether the host could hold that many bytes with their shadow, an eighth: running out of it would end the process.
-pub fn host_has(bytes: u64) -> bool {
-    let all = usize::try_from(bytes).ok().and_then(|bytes| bytes.checked_add(bytes / 8));
-    all.is_some_and(|all| Vec::<u8>::new().try_reserve_exact(all).is_ok())
-}
-
 /// A module's global variable: its address and bytes.
 pub fn global(module: &Module, name: &str) -> Option<(u64, u64)> {
     module
@@ -59,7 +53,7 @@ pub fn global(module: &Module, name: &str) -> Option<(u64, u64)> {
 /// Reads PTX and places its global variables.
 pub fn load(ptx: &str, memory: &Memory) -> Result<Module, String> {
     let mut module = Module::parse(ptx).map_err(|error| error.to_string())?;
-    module.place(memory);
+    module.try_place(memory).map_err(|error| error.to_string())?;
     Ok(module)
 }
 
@@ -83,12 +77,7 @@ pub fn fill(memory: &Memory, addr: u64, pattern: &[u8], count: usize) -> Result<
 
 /// Copies within the device.
 pub fn copy(memory: &Memory, to: u64, from: u64, bytes: usize) -> Result<(), String> {
-    let mut piece = vec![0; bytes.min(PIECE)];
-    pieces(bytes, |at, bytes| {
-        let piece = &mut piece[..bytes];
-        memory.read(from + at as u64, piece).map_err(|error| error.to_string())?;
-        memory.write(to + at as u64, piece).map_err(|error| error.to_string())
-    })
+    memory.copy(to, from, bytes as u64).map_err(|error| error.to_string())
 }
 
 /// Bytes moved at once where a copy needs a buffer between: a multiple of every pattern.

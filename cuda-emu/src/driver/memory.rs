@@ -2,12 +2,13 @@
 
 use std::alloc::{self, Layout};
 use std::ffi::{c_int, c_uint, c_void};
+use std::sync::MutexGuard;
 
 use super::abi::{Host, In, Out, driver_api};
 use super::device::{CAPACITY, ORDINAL, POOL};
 use super::error::{Answer, Code};
 use super::state::{self, Block, Handle, Pinned, State};
-use super::{core, work};
+use super::work;
 
 /// What an allocation occupies is a multiple of this.
 const GRANULE: u64 = 512;
@@ -30,22 +31,32 @@ fn allocate(out: Out<u64>, bytes: usize, call: &str) -> Answer {
         return Err(Code::INVALID_VALUE);
     }
     let bytes = bytes as u64;
-    let taken = state.used.checked_add(rounded(bytes)).filter(|&taken| taken <= state.capacity);
-    let Some(taken) = taken.filter(|_| core::host_has(bytes)) else {
-        let (capacity, free) = (state.capacity, state.capacity.saturating_sub(state.used));
+    let (capacity, used) = (state.capacity, state.used);
+    let refuse = |mut state: MutexGuard<'_, State>| {
+        let free = capacity.saturating_sub(used);
         let report = format!(
             "{call}: {bytes} bytes are asked for; {free} of {capacity} are free ({CAPACITY} sets the capacity)"
         );
-        return Err(state.refuse(Code::OUT_OF_MEMORY, report));
+        Err(state.refuse(Code::OUT_OF_MEMORY, report))
+    };
+    let Some(taken) = used.checked_add(rounded(bytes)).filter(|&taken| taken <= capacity) else {
+        return refuse(state);
     };
     state.used = taken;
-    state.peak = state.peak.max(state.used);
     state.allocations += 1;
     let id = state.allocations;
     let name = format!("{call}#{id}");
     drop(state);
-    let addr = work::device().alloc(bytes, &name);
-    state::lock().blocks.insert(addr, Block { ctx, bytes, name, id });
+    // Whatever the capacity, the host must hold it.
+    let made = work::device().try_alloc(bytes, &name);
+    let mut state = state::lock();
+    let Ok(addr) = made else {
+        state.used -= rounded(bytes);
+        return refuse(state);
+    };
+    state.peak = state.peak.max(state.used);
+    state.blocks.insert(addr, Block { ctx, bytes, name, id });
+    drop(state);
     out.set(addr)
 }
 
@@ -53,13 +64,10 @@ fn free(addr: u64, call: &str) -> Answer {
     let mut state = state::ready()?;
     let ctx = state.current()?;
     let Some(block) = state.blocks.remove(&addr) else {
-        let report = match state.block_at(addr) {
-            Some((base, block)) => {
-                format!("{call}({addr:#x}): inside {} at {base:#x} ({} bytes)", block.name, block.bytes)
-            }
-            None => format!("{call}({addr:#x}): not allocated, or freed before"),
-        };
-        return Err(state.refuse(Code::INVALID_VALUE, report));
+        drop(state);
+        // The address space remembers what it freed, and says what the address is near.
+        let why = work::device().free(addr).err().map_or("not allocated".into(), |e| e.to_string());
+        return Err(state::lock().refuse(Code::INVALID_VALUE, format!("{call}({addr:#x}): {why}")));
     };
     state.used -= rounded(block.bytes);
     drop(state);

@@ -5,6 +5,7 @@
 //! loader's path, and a file `libcuda.so` there would take the place of a real driver.
 
 use super::said;
+use crate::engine::nvrtc::loader_says;
 use crate::{Error, Result};
 use cudarc::driver::sys;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -130,7 +131,7 @@ fn open(file: &str) -> Result<()> {
     let path = locate(file)?;
     // SAFETY: the initialisers of our own library have no preconditions.
     let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
-    let library = library.map_err(|e| Error::cuda(&path.display().to_string(), e.to_string()))?;
+    let library = library.map_err(|e| Error::cuda(&path.display().to_string(), loader_says(&e)))?;
     // Its functions are used from here on by whoever asks the loader for them.
     std::mem::forget(library);
     Ok(())
@@ -149,8 +150,8 @@ fn find(file: &str) -> Option<PathBuf> {
     folders.into_iter().chain([above]).flatten().map(|folder| folder.join(file)).find(|f| f.is_file())
 }
 
-/// What the emulator says of the last check that failed.
-pub(super) fn report() -> Option<String> {
+/// What the emulator says of the last check that failed, or call that it refused.
+pub fn report() -> Option<String> {
     text("cudaEmuLastReport")
 }
 
@@ -159,7 +160,7 @@ pub fn counters() -> Option<String> {
     text("cudaEmuCounters")
 }
 
-/// Makes the emulator forget its counters.
+/// Makes the emulator forget its counters, its report, and the failed check that its context is stuck with.
 pub fn reset_counters() {
     // SAFETY: `cudaEmuReset` takes nothing and gives nothing.
     if let Some(reset) = unsafe { function::<unsafe extern "C" fn()>("cudaEmuReset") } {

@@ -57,8 +57,8 @@ pub struct Gpu {
     properties: Properties,
     jit: Jit,
     // Dropped in this order: what lives in the context before the context.
-    /// Loaded sources, by name.
-    modules: Mutex<HashMap<&'static str, Arc<module::Module>>>,
+    /// Loaded sources: the embedded ones by name, others by all they are.
+    modules: Mutex<HashMap<String, Arc<module::Module>>>,
     plans: Mutex<fft::Plans>,
     /// Uploaded once, by name: see [`Gpu::constant`].
     constants: Mutex<HashMap<String, u64>>,

@@ -1,7 +1,8 @@
 //! Sources compiled, loaded and looked up once per device.
 
 use super::{Gpu, describe, lock};
-use crate::engine::kernels;
+use crate::engine::jit::{Compiled, OPTIONS};
+use crate::engine::nvrtc::Source;
 use crate::{Error, Result, error::did_you_mean};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
@@ -10,7 +11,9 @@ use std::sync::{Arc, Mutex};
 
 /// A loaded source.
 pub(super) struct Module {
-    name: &'static str,
+    name: String,
+    /// Its kernels' names, for who misspells one.
+    names: Vec<String>,
     module: sys::CUmodule,
     kernels: Mutex<HashMap<String, Arc<Kernel>>>,
 }
@@ -43,30 +46,47 @@ impl Gpu {
     /// Kernel `name` of the embedded source `source` (`gelu.cu`): compiled, or found in the cache, and loaded when it is
     /// first asked for.
     pub fn kernel(&self, source: &'static str, name: &str) -> Result<Arc<Kernel>> {
-        let module = {
-            // Held while it compiles: others that want the same source wait for it, as they would for the disk cache.
-            let mut modules = lock(&self.modules);
-            match modules.get(source) {
-                Some(module) => module.clone(),
-                None => {
-                    let module = Arc::new(self.load(source)?);
-                    modules.insert(source, module.clone());
-                    module
-                }
-            }
-        };
+        let module = self.module(source, || {
+            let compiled = self.jit.kernel(source, &self.properties.arch())?;
+            self.load(source, compiled)
+        })?;
+        self.in_module(&module, name)
+    }
+
+    /// Kernel `name` of a source that is not embedded, by the same compiler, options and cache. It stays loaded as long
+    /// as the device.
+    pub fn compile(&self, source: &Source, name: &str) -> Result<Arc<Kernel>> {
+        // All that the source is, so that two of one name are two.
+        let module = self.module(&format!("{source:?}"), || {
+            let compiled = self.jit.get(source, &self.properties.arch(), &OPTIONS)?;
+            self.load(source.name, compiled)
+        })?;
+        self.in_module(&module, name)
+    }
+
+    /// The module kept as `key`, loaded if it is not there yet.
+    fn module(&self, key: &str, load: impl FnOnce() -> Result<Module>) -> Result<Arc<Module>> {
+        // Held while it compiles: others that want the same source wait for it, as they would for the disk cache.
+        let mut modules = lock(&self.modules);
+        if let Some(module) = modules.get(key) {
+            return Ok(module.clone());
+        }
+        let module = Arc::new(load()?);
+        modules.insert(key.into(), module.clone());
+        Ok(module)
+    }
+
+    fn in_module(&self, module: &Module, name: &str) -> Result<Arc<Kernel>> {
         let mut found = lock(&module.kernels);
         if let Some(kernel) = found.get(name) {
             return Ok(kernel.clone());
         }
-        let kernel = Arc::new(self.look_up(&module, name)?);
+        let kernel = Arc::new(self.look_up(module, name)?);
         found.insert(name.into(), kernel.clone());
         Ok(kernel)
     }
 
-    fn load(&self, source: &'static str) -> Result<Module> {
-        let arch = self.properties.arch();
-        let compiled = self.jit.kernel(source, &arch)?;
+    fn load(&self, source: &str, compiled: Compiled) -> Result<Module> {
         self.bind()?;
         // SAFETY: an image of the driver's own formats, whole: the compiler made it and the cache checked its hash.
         let mut loaded = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
@@ -77,21 +97,25 @@ impl Gpu {
             loaded = unsafe { result::module::load_data(ptx.as_ptr().cast()) };
         }
         let module = loaded.map_err(|e| {
-            self.error(&format!("loading {source} for {arch} on {}", self.properties.name), e)
+            self.error(
+                &format!("loading {source} for {} on {}", self.properties.arch(), self.properties.name),
+                e,
+            )
         })?;
-        Ok(Module { name: source, module, kernels: Mutex::default() })
+        let names = compiled.kernels.into_iter().map(|k| k.name).collect();
+        Ok(Module { name: source.into(), names, module, kernels: Mutex::default() })
     }
 
     fn look_up(&self, module: &Module, name: &str) -> Result<Kernel> {
-        let source = module.name;
+        let source = &module.name;
         let refuse = |e| Error::cuda(&format!("{source}, {name}"), describe(e));
         let c_name =
             CString::new(name).map_err(|_| Error::cuda(source, "a kernel's name has a zero byte in it"))?;
         self.bind()?;
         // SAFETY: the module is loaded.
         let function = unsafe { result::module::get_function(module.module, c_name) }.map_err(|_| {
-            let near = kernels::text(source).map(|text| did_you_mean(name, kernels::names(text)));
-            Error::cuda(source, format!("has no kernel {name}{}", near.unwrap_or_default()))
+            let near = did_you_mean(name, module.names.iter().map(String::as_str));
+            Error::cuda(source, format!("has no kernel {name}{near}"))
         })?;
         let attribute = |a| {
             // SAFETY: the function is of a loaded module.

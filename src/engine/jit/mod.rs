@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// With which every kernel is compiled. Rounding is IEEE's: division and square root correctly rounded, denormals kept.
-pub const OPTIONS: [&str; 2] = ["--std=c++17", "--ptxas-options=-v"];
+/// Line information changes no instruction; with it the emulator, compute-sanitizer and profilers name the source's line.
+pub const OPTIONS: [&str; 3] = ["--std=c++17", "--ptxas-options=-v", "-lineinfo"];
 
 /// A compiled source.
 #[derive(Clone, Debug, PartialEq, Eq)]

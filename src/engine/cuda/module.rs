@@ -1,7 +1,9 @@
 //! Sources compiled, loaded and looked up once per device.
 
 use super::{Gpu, describe, lock};
+use crate::engine::jit::{Compiled, OPTIONS};
 use crate::engine::kernels;
+use crate::engine::nvrtc::Source;
 use crate::{Error, Result, error::did_you_mean};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
@@ -11,6 +13,7 @@ use std::sync::{Arc, Mutex};
 /// A loaded source.
 pub(super) struct Module {
     name: &'static str,
+    text: &'static str,
     module: sys::CUmodule,
     kernels: Mutex<HashMap<String, Arc<Kernel>>>,
 }
@@ -43,13 +46,36 @@ impl Gpu {
     /// Kernel `name` of the embedded source `source` (`gelu.cu`): compiled, or found in the cache, and loaded when it is
     /// first asked for.
     pub fn kernel(&self, source: &'static str, name: &str) -> Result<Arc<Kernel>> {
+        let text = kernels::text(source)?;
+        self.kernel_once(source, name, || self.load(source, text, |arch| self.jit.kernel(source, arch)))
+    }
+
+    /// Kernel `name` of CUDA C++ that is the caller's own, called `source` in errors: for experiments and for checks of
+    /// the device itself. It may include the embedded headers (`common/types.cuh`). Two sources want two names.
+    pub fn kernel_of(&self, source: &'static str, text: &'static str, name: &str) -> Result<Arc<Kernel>> {
+        if kernels::text(source).is_ok() {
+            return Err(Error::Usage(format!("`{source}` is an embedded source; call this one otherwise")));
+        }
+        self.kernel_once(source, name, || {
+            let headers = kernels::headers_of(text)?;
+            let source_of = Source { name: source, text, headers: &headers };
+            self.load(source, text, |arch| self.jit.get(&source_of, arch, &OPTIONS))
+        })
+    }
+
+    fn kernel_once(
+        &self,
+        source: &'static str,
+        name: &str,
+        load: impl FnOnce() -> Result<Module>,
+    ) -> Result<Arc<Kernel>> {
         let module = {
             // Held while it compiles: others that want the same source wait for it, as they would for the disk cache.
             let mut modules = lock(&self.modules);
             match modules.get(source) {
                 Some(module) => module.clone(),
                 None => {
-                    let module = Arc::new(self.load(source)?);
+                    let module = Arc::new(load()?);
                     modules.insert(source, module.clone());
                     module
                 }
@@ -64,9 +90,14 @@ impl Gpu {
         Ok(kernel)
     }
 
-    fn load(&self, source: &'static str) -> Result<Module> {
+    fn load(
+        &self,
+        source: &'static str,
+        text: &'static str,
+        compile: impl FnOnce(&str) -> Result<Compiled>,
+    ) -> Result<Module> {
         let arch = self.properties.arch();
-        let compiled = self.jit.kernel(source, &arch)?;
+        let compiled = compile(&arch)?;
         self.bind()?;
         // SAFETY: an image of the driver's own formats, whole: the compiler made it and the cache checked its hash.
         let mut loaded = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
@@ -79,7 +110,7 @@ impl Gpu {
         let module = loaded.map_err(|e| {
             self.error(&format!("loading {source} for {arch} on {}", self.properties.name), e)
         })?;
-        Ok(Module { name: source, module, kernels: Mutex::default() })
+        Ok(Module { name: source, text, module, kernels: Mutex::default() })
     }
 
     fn look_up(&self, module: &Module, name: &str) -> Result<Kernel> {
@@ -90,8 +121,8 @@ impl Gpu {
         self.bind()?;
         // SAFETY: the module is loaded.
         let function = unsafe { result::module::get_function(module.module, c_name) }.map_err(|_| {
-            let near = kernels::text(source).map(|text| did_you_mean(name, kernels::names(text)));
-            Error::cuda(source, format!("has no kernel {name}{}", near.unwrap_or_default()))
+            let near = did_you_mean(name, kernels::names(module.text));
+            Error::cuda(source, format!("has no kernel {name}{near}"))
         })?;
         let attribute = |a| {
             // SAFETY: the function is of a loaded module.

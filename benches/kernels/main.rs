@@ -120,7 +120,8 @@ impl Bench<'_> {
 
     fn copy(&mut self, when: &str) -> Option<f64> {
         let n = if self.emulated { 1 << 18 } else { 1 << 27 };
-        let median = self.measure("copy", when, || work::copy(self.device, n))?;
+        let device = self.device;
+        let median = self.measure("copy", when, || work::copy(device, n))?;
         Some(8.0 * n as f64 / median)
     }
 

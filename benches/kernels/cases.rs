@@ -2,18 +2,23 @@
 //!
 //! `benches/peers/torch_kernels.py` times the same under the same names.
 
-use asasr_engine::engine::{DType, Device};
+use crate::work::normals;
+use asasr_engine::engine::{DType, Device, Tensor};
 use asasr_engine::ops::gelu::Gelu;
 use asasr_engine::ops::linear::{Epilogue, Linear};
 use asasr_engine::ops::modulate::LnModulate;
 use asasr_engine::ops::sobolev::{Metric, SobolevGap};
-use asasr_engine::ops::{Case, ModSource, random};
+use asasr_engine::ops::{Case, ModSource, given};
 
 /// Parameters of FLUX.1-dev's adapter of rank 16, rounded.
 pub const PARAMETERS: usize = 57_950_208;
 
 const D: usize = 3072;
 const TOKENS: usize = 2048;
+
+fn random(device: &Device, shape: &[usize], at: usize, scale: f32) -> Tensor {
+    given(device, shape, &normals(shape.iter().product(), at, scale))
+}
 
 /// One shape: made when its turn comes, because all at once would fill the host's memory.
 pub struct Large {
@@ -88,7 +93,7 @@ fn sobolev(planes: usize) -> Large {
     let title = name.clone();
     let make = move || {
         let cpu = Device::cpu();
-        let field = |stream: u64| random(&cpu, &[planes / 16, 16, side, side], stream, 0.5);
+        let field = |stream: usize| random(&cpu, &[planes / 16, 16, side, side], stream, 0.5);
         let values = (planes * side * side) as f64;
         let op = SobolevGap::new(Metric::full(1.5));
         let case = Case::new(title.clone(), op, vec![field(1), field(2), field(3)]).constant(&[1, 2]);

@@ -5,6 +5,7 @@ use asasr_engine::engine::cuda::Driver;
 use asasr_engine::engine::{DType, Device, Philox, Tensor};
 use asasr_engine::ops::{Case, Save, Slot};
 use std::rc::Rc;
+use std::sync::LazyLock;
 
 /// Something to run again and again, on the next set of buffers each time.
 pub struct Work {
@@ -46,6 +47,19 @@ pub fn tensor(device: &Device, shape: &[usize], dtype: DType, values: &[f32]) ->
         DType::F32 => Tensor::from_slice(device, shape, values),
         DType::Bf16 => Tensor::bf16_from_f32(device, shape, values),
     }
+}
+
+/// `n` standard normals times `scale`, others for every `at`. Of a pool that repeats after some millions, because a
+/// large case wants hundreds of millions and a GPU waits for them.
+pub fn normals(n: usize, at: usize, scale: f32) -> Vec<f32> {
+    static POOL: LazyLock<Vec<f32>> = LazyLock::new(|| {
+        let mut pool = vec![0.0; 4_194_301];
+        Philox::new(3, 0).normals(0, &mut pool);
+        pool
+    });
+    let pool = POOL.as_slice();
+    let begin = (at * 700_001) % pool.len();
+    pool[begin..].iter().chain(pool.iter().cycle()).take(n).map(|v| v * scale).collect()
 }
 
 fn bytes(tensors: &[Tensor]) -> usize {
@@ -97,8 +111,7 @@ pub fn of_case(case: Rc<Case>, device: &'static Device, dtype: DType, pass: Pass
         for (i, buffers) in all.iter_mut().enumerate() {
             for (k, o) in outputs.iter().enumerate() {
                 let shape = o.leading(case.lead).shape().to_vec();
-                let mut values = vec![0.0; shape.iter().product()];
-                Philox::new(3, (i * 16 + k) as u64).normals(0, &mut values);
+                let values = normals(shape.iter().product(), i * 16 + k, 1.0);
                 buffers.above.push(tensor(device, &shape, o.dtype(), &values)?);
             }
             for (k, t) in buffers.inputs.iter().enumerate() {

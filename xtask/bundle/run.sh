@@ -50,6 +50,7 @@ esac
 mkdir -p results
 # Compiled kernels stay with the bundle: nothing is left elsewhere.
 export ASASR_CACHE="${ASASR_CACHE:-$PWD/cache}" ASASR_CUDA_EMU="$PWD/bin" CI=true
+export CRITERION_HOME="$PWD/results/criterion"
 # Tests take the first device; the driver counts from the one that is meant.
 if [ "$device" != emu ]; then
     export CUDA_DEVICE_ORDER=PCI_BUS_ID
@@ -91,9 +92,8 @@ step() {
     local name=$1 log="results/$stage-$1.log" begun=$EPOCHREALTIME code
     shift
     echo "--- $stage: $name"
-    "$@" > >(tee "$log") 2>&1
-    code=$?
-    wait $! 2>/dev/null
+    "$@" 2>&1 | tee "$log"
+    code=${PIPESTATUS[0]}
     row "$name" "$code" "$begun" "$log"
     return "$code"
 }

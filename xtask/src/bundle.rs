@@ -1,12 +1,24 @@
 //! `cargo xtask bundle`: all that a machine with a GPU needs to run the checks and benchmarks, in one folder.
 
-use crate::checks::{self, cargo, root, target};
+use crate::checks::{self, root, target};
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What it may weigh at most: it is copied by hand, often over slow lines.
 const MOST: u64 = 60 << 20;
+
+/// What goes into `bin`: cargo's target, the file's name.
+const PARTS: [(&str, &str); 7] = [
+    ("asasr-engine", "asasr-engine"),
+    ("parity", "parity"),
+    ("kernels", "kernels"),
+    ("differential", "differential"),
+    ("kernel_report", "kernel_report"),
+    ("cuda_emu", "libcuda_emu.so"),
+    ("cufft_emu", "libcufft_emu.so"),
+];
 
 /// Makes the folder anew and prints what is in it.
 pub fn make(out: Option<&Path>) -> Result<(), String> {
@@ -21,22 +33,13 @@ pub fn make(out: Option<&Path>) -> Result<(), String> {
         }
         fs::remove_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
     }
-    cargo(&["build", "--release"])?;
-    cargo(&["build", "--release", "--examples"])?;
-    let release = target().join("release");
+    let built = build()?;
     let bin = out.join("bin");
     fs::create_dir_all(&bin).map_err(|e| format!("{}: {e}", bin.display()))?;
-    let programs = [
-        (release.join("asasr-engine"), "asasr-engine"),
-        (release.join("examples/differential"), "differential"),
-        (release.join("examples/kernel_report"), "kernel_report"),
-        (built(&["test", "--release", "--test=parity"], "parity")?, "parity"),
-        (built(&["bench", "--bench=kernels"], "kernels")?, "kernels"),
-        (library("libcuda_emu.so")?, "libcuda_emu.so"),
-        (library("libcufft_emu.so")?, "libcufft_emu.so"),
-    ];
-    for (from, name) in programs {
-        strip(&from, &bin.join(name))?;
+    for (target, name) in PARTS {
+        let from = built.iter().find(|(t, f)| t == target && f.file_name().is_some_and(|f| is(f, name)));
+        let (_, from) = from.ok_or_else(|| format!("cargo does not say where it built {name}"))?;
+        strip(from, &bin.join(name))?;
     }
     copy(&root().join("tests/golden"), &out.join("tests/golden"))?;
     copy(&root().join("benches/peers"), &out.join("peers"))?;
@@ -78,23 +81,34 @@ fn version() -> String {
     format!("asasr-engine {} ({commit}{changed})", env!("CARGO_PKG_VERSION"))
 }
 
-/// The executable of a test or benchmark, whose name cargo alone knows.
-fn built(args: &[&str], name: &str) -> Result<PathBuf, String> {
-    let args = [args, &["--no-run", "--message-format=json-render-diagnostics"]].concat();
-    let text = checks::cargo_output(&args)?;
-    let executable = text.lines().find_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let found = message["target"]["name"] == name;
-        message["executable"].as_str().filter(|_| found).map(PathBuf::from)
-    });
-    executable.ok_or_else(|| format!("cargo names no executable for {name}"))
+/// Builds everything in one go, of the features that the tests have, and gives targets and their files: cargo alone knows
+/// the names of tests and benchmarks.
+fn build() -> Result<Vec<(String, PathBuf)>, String> {
+    let text = checks::cargo_output(&[
+        "build",
+        "--release",
+        "--workspace",
+        "--lib",
+        "--bins",
+        "--examples",
+        "--test=parity",
+        "--bench=kernels",
+        "--message-format=json-render-diagnostics",
+    ])?;
+    let mut files = Vec::new();
+    for line in text.lines() {
+        let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+        let Some(name) = message["target"]["name"].as_str() else { continue };
+        for file in message["filenames"].as_array().into_iter().flatten() {
+            files.extend(file.as_str().map(|f| (name.to_owned(), PathBuf::from(f))));
+        }
+    }
+    Ok(files)
 }
 
-/// One of the emulator's libraries, where either way of building puts it.
-fn library(name: &str) -> Result<PathBuf, String> {
-    let release = target().join("release");
-    let found = [release.join(name), release.join("deps").join(name)].into_iter().find(|p| p.is_file());
-    found.ok_or_else(|| format!("there is no {name} below {}", release.display()))
+/// Is that the file of `name`: `parity-1a2b3c` as `parity`?
+fn is(file: &OsStr, name: &str) -> bool {
+    file.to_str().is_some_and(|f| f == name || f.rsplit_once('-').is_some_and(|(stem, _)| stem == name))
 }
 
 /// A copy without symbols, which are nine tenths of it.

@@ -4,8 +4,8 @@ use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkGroup, Criterion, Throughput};
 use std::time::{Duration, Instant};
 
-/// Wall time; elements are floating-point operations.
-pub struct Flops(WallTime);
+/// Time by the clock `T`; elements are floating-point operations.
+pub struct Flops<T = WallTime>(pub T);
 
 /// Short runs: the whole of `cargo bench` is minutes.
 pub fn criterion() -> Criterion<Flops> {
@@ -18,9 +18,26 @@ pub fn criterion() -> Criterion<Flops> {
         .configure_from_args()
 }
 
-/// What was measured: name, seconds (median), FLOPs and bytes.
+/// What was measured.
+pub struct Row {
+    /// Of what, and which pass.
+    pub name: [String; 2],
+    /// Seconds of one iteration, one figure per sample, sorted.
+    pub seconds: Vec<f64>,
+    /// Operations and bytes of one iteration.
+    pub cost: (f64, f64),
+}
+
+impl Row {
+    /// The time that this share of the samples stays below; 0.5 is the median.
+    pub fn quantile(&self, share: f64) -> f64 {
+        self.seconds[((self.seconds.len() - 1) as f64 * share).round() as usize]
+    }
+}
+
+/// Everything that was measured.
 #[derive(Default)]
-pub struct Table(Vec<(String, f64, f64, f64)>);
+pub struct Table(pub Vec<Row>);
 
 impl Table {
     /// Measures `f`, which does `flops` and moves `bytes`, as `name` of `group`; gives its median time, if it was run
@@ -28,33 +45,52 @@ impl Table {
     pub fn measure(
         &mut self,
         group: &mut BenchmarkGroup<Flops>,
-        (of, name): (&str, &str),
-        (flops, bytes): (f64, f64),
+        names: (&str, &str),
+        cost: (f64, f64),
         mut f: impl FnMut(),
     ) -> Option<f64> {
+        self.measure_by(group, names, cost, |n| {
+            let begun = Instant::now();
+            (0..n).for_each(|_| f());
+            begun.elapsed()
+        })
+    }
+
+    /// The same where `time` says how long so many iterations took.
+    pub fn measure_by<T: Measurement<Value = Duration>>(
+        &mut self,
+        group: &mut BenchmarkGroup<Flops<T>>,
+        (of, name): (&str, &str),
+        cost: (f64, f64),
+        mut time: impl FnMut(u64) -> Duration,
+    ) -> Option<f64> {
         let mut seconds = Vec::new();
-        group.throughput(throughput(flops, bytes));
+        group.throughput(throughput(cost.0, cost.1));
         group.bench_function(name, |b| {
             b.iter_custom(|n| {
-                let begun = Instant::now();
-                (0..n).for_each(|_| f());
-                let time = begun.elapsed();
+                let time = time(n);
                 seconds.push(time.as_secs_f64() / n as f64);
                 time
             });
         });
+        if seconds.is_empty() {
+            return None;
+        }
         seconds.sort_by(f64::total_cmp);
-        let median = seconds.get(seconds.len() / 2).copied()?;
-        self.0.push((format!("{of} {name}"), median, flops, bytes));
+        let row = Row { name: [of.into(), name.into()], seconds, cost };
+        let median = row.quantile(0.5);
+        self.0.push(row);
         Some(median)
     }
 
     /// Prints everything, one line each.
     pub fn print(&self) {
         println!("\n{:<64} {:>10} {:>10} {:>10}", "", "µs", "GFLOP/s", "GB/s");
-        for (name, seconds, flops, bytes) in &self.0 {
+        for row in &self.0 {
+            let seconds = row.quantile(0.5);
             let rate = |v: f64| if v > 0.0 { format!("{:.2}", v / seconds / 1e9) } else { "-".to_owned() };
-            println!("{name:<64} {:>10.1} {:>10} {:>10}", 1e6 * seconds, rate(*flops), rate(*bytes));
+            let (name, (flops, bytes)) = (row.name.join(" "), row.cost);
+            println!("{name:<64} {:>10.1} {:>10} {:>10}", 1e6 * seconds, rate(flops), rate(bytes));
         }
         println!();
     }
@@ -70,23 +106,23 @@ fn throughput(flops: f64, bytes: f64) -> Throughput {
     }
 }
 
-impl Measurement for Flops {
-    type Intermediate = Instant;
-    type Value = Duration;
+impl<T: Measurement> Measurement for Flops<T> {
+    type Intermediate = T::Intermediate;
+    type Value = T::Value;
 
-    fn start(&self) -> Instant {
+    fn start(&self) -> T::Intermediate {
         self.0.start()
     }
-    fn end(&self, begun: Instant) -> Duration {
+    fn end(&self, begun: T::Intermediate) -> T::Value {
         self.0.end(begun)
     }
-    fn add(&self, a: &Duration, b: &Duration) -> Duration {
+    fn add(&self, a: &T::Value, b: &T::Value) -> T::Value {
         self.0.add(a, b)
     }
-    fn zero(&self) -> Duration {
+    fn zero(&self) -> T::Value {
         self.0.zero()
     }
-    fn to_f64(&self, value: &Duration) -> f64 {
+    fn to_f64(&self, value: &T::Value) -> f64 {
         self.0.to_f64(value)
     }
     fn formatter(&self) -> &dyn ValueFormatter {
@@ -94,23 +130,27 @@ impl Measurement for Flops {
     }
 }
 
-impl ValueFormatter for Flops {
+impl<T: Measurement> ValueFormatter for Flops<T> {
     fn scale_values(&self, typical: f64, values: &mut [f64]) -> &'static str {
         self.0.formatter().scale_values(typical, values)
     }
     fn scale_throughputs(&self, typical: f64, throughput: &Throughput, values: &mut [f64]) -> &'static str {
         let (amount, units) = match *throughput {
             Throughput::Elements(n) | Throughput::ElementsAndBytes { elements: n, .. } => {
-                (n, ["MFLOP/s", "GFLOP/s"])
+                (n, ["MFLOP/s", "GFLOP/s", "TFLOP/s"])
             }
-            Throughput::Bytes(n) | Throughput::BytesDecimal(n) => (n, ["MB/s", "GB/s"]),
-            Throughput::Bits(n) => (n, ["Mbit/s", "Gbit/s"]),
+            Throughput::Bytes(n) | Throughput::BytesDecimal(n) => (n, ["MB/s", "GB/s", "TB/s"]),
+            Throughput::Bits(n) => (n, ["Mbit/s", "Gbit/s", "Tbit/s"]),
         };
         // Values are nanoseconds: amount over them is billions a second.
-        let giga = amount as f64 >= typical;
-        let scale = if giga { 1.0 } else { 1e3 };
+        let rate = amount as f64 / typical;
+        let (unit, scale) = match rate {
+            r if r >= 1e3 => (2, 1e-3),
+            r if r >= 1.0 => (1, 1.0),
+            _ => (0, 1e3),
+        };
         values.iter_mut().for_each(|v| *v = scale * amount as f64 / *v);
-        units[usize::from(giga)]
+        units[unit]
     }
     fn scale_for_machines(&self, values: &mut [f64]) -> &'static str {
         self.0.formatter().scale_for_machines(values)

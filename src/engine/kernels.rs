@@ -15,8 +15,13 @@ pub fn text(name: &str) -> Result<&'static str> {
 
 /// Name and text of the headers that the source `name` includes, directly or through others, sorted by name.
 pub fn headers(name: &str) -> Result<Vec<(&'static str, &'static str)>> {
+    headers_of(text(name)?)
+}
+
+/// The same for a source that is not embedded.
+pub fn headers_of(source: &'static str) -> Result<Vec<(&'static str, &'static str)>> {
     let mut found: Vec<(&str, &str)> = Vec::new();
-    let mut open = vec![text(name)?];
+    let mut open = vec![source];
     while let Some(source) = open.pop() {
         for included in includes(source) {
             if found.iter().all(|f| f.0 != included) {

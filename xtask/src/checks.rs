@@ -66,6 +66,19 @@ pub fn cargo(args: &[&str]) -> Result<(), String> {
     run(&mut cargo_command(args))
 }
 
+/// What cargo writes to its output.
+pub fn cargo_output(args: &[&str]) -> Result<String, String> {
+    let mut command = cargo_command(args);
+    let line = line(&command);
+    println!("$ {line}");
+    let output = command.stderr(std::process::Stdio::inherit()).output();
+    let output = output.map_err(|e| format!("`{line}` cannot be started: {e}"))?;
+    if !output.status.success() {
+        return Err(format!("`{line}` ended with {}", output.status));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 pub fn fmt() -> Result<(), String> {
     cargo(&["fmt", "--all", "--check"])
 }

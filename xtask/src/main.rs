@@ -1,5 +1,6 @@
 //! Set-up and checks: `cargo xtask <command>`.
 
+mod bundle;
 mod checks;
 mod kernels;
 mod smoke;
@@ -60,6 +61,14 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Make one folder of all that a machine with a GPU needs to run the checks and benchmarks: no Rust, no network
+    ///
+    /// There: `./run.sh all`. Here, without a GPU: `./run.sh --device emu all`.
+    Bundle {
+        /// Where to; a bundle that is there is made anew (default: target/bundle)
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
     /// Write docs/options.md and asasr.example.toml anew from the options' definitions
     Docs,
 }
@@ -71,6 +80,7 @@ fn main() -> ExitCode {
         Command::Soak { kill, seed } => soak::run(kill, seed),
         Command::Fuzz { cases } => checks::fuzz(cases),
         Command::Kernels { archs, all, json } => kernels::report(&archs, all, json.as_deref()),
+        Command::Bundle { out } => bundle::make(out.as_deref()),
         Command::Docs => checks::write_docs(),
     };
     match outcome {

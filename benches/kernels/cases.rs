@@ -1,0 +1,118 @@
+//! Shapes of FLUX.1-dev's blocks at 512 px, for a real GPU: 3 and 6 streams of 2048 tokens, width 3072.
+//!
+//! `benches/peers/torch_kernels.py` times the same under the same names.
+
+use crate::work::normals;
+use asasr_engine::engine::{DType, Device, Tensor};
+use asasr_engine::ops::gelu::Gelu;
+use asasr_engine::ops::linear::{Epilogue, Linear};
+use asasr_engine::ops::modulate::LnModulate;
+use asasr_engine::ops::sobolev::{Metric, SobolevGap};
+use asasr_engine::ops::{Case, ModSource, given};
+
+/// Parameters of FLUX.1-dev's adapter of rank 16, rounded.
+pub const PARAMETERS: usize = 57_950_208;
+
+const D: usize = 3072;
+const TOKENS: usize = 2048;
+
+fn random(device: &Device, shape: &[usize], at: usize, scale: f32) -> Tensor {
+    given(device, shape, &normals(shape.iter().product(), at, scale))
+}
+
+/// One shape: made when its turn comes, because all at once would fill the host's memory.
+pub struct Large {
+    pub name: String,
+    pub dtypes: &'static [DType],
+    pub make: Box<dyn Fn() -> Case>,
+}
+
+const BF16: &[DType] = &[DType::Bf16];
+const BOTH: &[DType] = &[DType::F32, DType::Bf16];
+const F32: &[DType] = &[DType::F32];
+
+fn linear(streams: usize, inp: usize, out: usize, gelu: bool) -> Large {
+    let rows = streams * TOKENS;
+    let name = format!("large/linear{}/{rows}x{inp}x{out}", if gelu { "_gelu" } else { "" });
+    let title = name.clone();
+    let make = move || {
+        let (cpu, fan) = (Device::cpu(), 1.0 / (inp as f32).sqrt());
+        let inputs = vec![
+            random(&cpu, &[streams, TOKENS, inp], 20, 1.0),
+            random(&cpu, &[out, inp], 21, fan),
+            random(&cpu, &[out], 22, 0.3),
+        ];
+        let epilogue = if gelu { Epilogue::Gelu } else { Epilogue::None };
+        Case::new(title.clone(), Linear { bias: true, epilogue, lora: None }, inputs)
+            .half(&[0, 1, 2])
+            .parameters(&[1, 2])
+            .cost(2.0 * rows as f64 * (inp * out) as f64, rows * out)
+    };
+    Large { name, dtypes: BF16, make: Box::new(make) }
+}
+
+fn layer_norm(streams: usize) -> Large {
+    let rows = streams * TOKENS;
+    let name = format!("large/ln_modulate/{rows}x{D}");
+    let title = name.clone();
+    let make = move || {
+        let cpu = Device::cpu();
+        let source = ModSource {
+            split: TOKENS / 2,
+            image: (0..streams).collect(),
+            cond: Some(vec![0; streams].into()),
+        };
+        let inputs = vec![
+            random(&cpu, &[streams, TOKENS, D], 40, 1.3),
+            random(&cpu, &[streams, 3 * D], 41, 0.5),
+            random(&cpu, &[1, 3 * D], 42, 0.5),
+        ];
+        let op = LnModulate { source, shift: 0, scale: 2 };
+        Case::new(title.clone(), op, inputs)
+            .half(&[0])
+            .parameters(&[1, 2])
+            .cost(9.0 * (rows * D) as f64, rows * D)
+    };
+    Large { name, dtypes: BOTH, make: Box::new(make) }
+}
+
+fn gelu(streams: usize) -> Large {
+    let rows = streams * TOKENS;
+    let name = format!("large/gelu/{rows}x{}", 4 * D);
+    let title = name.clone();
+    let make = move || {
+        let x = random(&Device::cpu(), &[streams, TOKENS, 4 * D], 1, 1.5);
+        let n = x.len();
+        Case::new(title.clone(), Gelu, vec![x]).half(&[0]).cost(14.0 * n as f64, n)
+    };
+    Large { name, dtypes: BF16, make: Box::new(make) }
+}
+
+fn sobolev(planes: usize) -> Large {
+    let (name, side) = (format!("large/sobolev_gap/{planes}x64x64"), 64);
+    let title = name.clone();
+    let make = move || {
+        let cpu = Device::cpu();
+        let field = |stream: usize| random(&cpu, &[planes / 16, 16, side, side], stream, 0.5);
+        let values = (planes * side * side) as f64;
+        let op = SobolevGap::new(Metric::full(1.5));
+        let case = Case::new(title.clone(), op, vec![field(1), field(2), field(3)]).constant(&[1, 2]);
+        case.cost(10.0 * values * 12.0 + 10.0 * values, planes / 16)
+    };
+    Large { name, dtypes: F32, make: Box::new(make) }
+}
+
+/// All of them.
+pub fn large() -> Vec<Large> {
+    let mut all = Vec::new();
+    for streams in [3, 6] {
+        all.push(linear(streams, D, 3 * D, false));
+        all.push(linear(streams, D, D, false));
+        all.push(linear(streams, D, 4 * D, true));
+        all.push(layer_norm(streams));
+        all.push(gelu(streams));
+    }
+    all.push(sobolev(48));
+    all.push(sobolev(4096));
+    all
+}

@@ -13,7 +13,8 @@ mod compare;
 mod programs;
 
 use asasr_engine::Error;
-use asasr_engine::engine::{Device, Tensor};
+use asasr_engine::engine::nvrtc::Source;
+use asasr_engine::engine::{Device, Tensor, kernels};
 use programs::{Inputs, PROGRAMS, Program, THREADS};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

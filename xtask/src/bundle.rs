@@ -42,7 +42,10 @@ pub fn make(out: Option<&Path>) -> Result<(), String> {
         strip(from, &bin.join(name))?;
     }
     copy(&root().join("tests/golden"), &out.join("tests/golden"))?;
-    copy(&root().join("benches/peers"), &out.join("peers"))?;
+    // The other peer builds the engine's side with cargo.
+    let (peers, name) = (out.join("peers"), "torch_kernels.py");
+    fs::create_dir_all(&peers).map_err(|e| format!("{}: {e}", peers.display()))?;
+    file(&root().join("benches/peers").join(name), &peers.join(name))?;
     let script = root().join("xtask/bundle/run.sh");
     file(&script, &out.join("run.sh"))?;
     for name in ["LICENSE-MIT", "LICENSE-APACHE"] {
@@ -122,14 +125,13 @@ fn file(from: &Path, to: &Path) -> Result<(), String> {
     fs::copy(from, to).map(|_| ()).map_err(|e| format!("{}: {e}", from.display()))
 }
 
-/// A folder and what is below it, but for what Python leaves.
+/// A folder and what is below it.
 fn copy(from: &Path, to: &Path) -> Result<(), String> {
     let wrong = |e: std::io::Error| format!("{}: {e}", from.display());
     fs::create_dir_all(to).map_err(wrong)?;
     for entry in fs::read_dir(from).map_err(wrong)? {
         let (path, name) = entry.map(|e| (e.path(), e.file_name())).map_err(wrong)?;
         match path.is_dir() {
-            true if name == "__pycache__" => {}
             true => copy(&path, &to.join(name))?,
             false => file(&path, &to.join(name))?,
         }

@@ -1,6 +1,7 @@
 //! CUDA C++ of the caller's own, through the engine's compiler, loader and launches.
 #![allow(missing_docs, reason = "tests")]
 
+#[allow(dead_code, reason = "this test asks for no emulator in particular")]
 #[path = "common/cuda.rs"]
 mod cuda;
 

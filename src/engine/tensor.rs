@@ -144,6 +144,11 @@ impl Tensor {
         Self::allocate(device, shape, DType::F32)?.filled(0)
     }
 
+    /// The same in `dtype`.
+    pub fn zeros_as(device: &Device, shape: &[usize], dtype: DType) -> Result<Self> {
+        Self::allocate(device, shape, dtype)?.filled(0)
+    }
+
     /// A copy of `data`; its length must be the product of `shape`.
     pub fn from_slice(device: &Device, shape: &[usize], data: &[f32]) -> Result<Self> {
         Self::holding(device, shape, DType::F32, data)

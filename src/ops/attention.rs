@@ -20,6 +20,8 @@ use crate::{Error, Result};
 use rayon::prelude::*;
 use std::sync::Arc;
 
+mod launch;
+
 /// Most queries per block; a sequence is cut into equal blocks, so that none is left with a row or two.
 const BLOCK: usize = 192;
 
@@ -188,8 +190,22 @@ impl Op for Attention {
         OP
     }
 
+    fn cuda(&self) -> bool {
+        true
+    }
+
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         let d = self.dims(inputs)?;
+        if let Some(gpu) = inputs[0].device().gpu() {
+            if d.hd > launch::WIDEST {
+                let detail =
+                    format!("heads of {} values; the CUDA kernels take up to {}", d.hd, launch::WIDEST);
+                return Err(Error::shape(OP, detail));
+            }
+            let (outputs, lse) = self.forward_cuda(gpu, inputs, d)?;
+            inputs.iter().copied().chain(&outputs).chain([&lse]).for_each(|t| save.keep(t));
+            return Ok(outputs);
+        }
         let (device, keys, queries) = (inputs[0].device(), self.layout.total(), d.queries());
         let mut o = Tensor::empty(device, inputs[0].shape())?;
         let mut o_text = inputs.get(5).map(|q| Tensor::empty(device, q.shape())).transpose()?;
@@ -243,7 +259,11 @@ impl Op for Attention {
         let n_in = slots.len();
         let inputs: Vec<&Tensor> = saved[..n_in].iter().collect();
         let d = self.dims(&inputs)?;
-        let (outputs, lse) = (&saved[n_in..saved.len() - 1], saved[saved.len() - 1].f32());
+        let (outputs, lse) = (&saved[n_in..saved.len() - 1], &saved[saved.len() - 1]);
+        if let Some(gpu) = lse.device().gpu() {
+            return self.backward_cuda(gpu, (&inputs, outputs, lse), d, grads, slots);
+        }
+        let lse = lse.f32();
         let (keys, queries) = (self.layout.total(), d.queries());
         let biases = self.biases();
         let block = block(queries);
@@ -326,7 +346,11 @@ pub fn cases(device: &Device) -> Vec<Case> {
         let queries = s.asking + if s.text_asks { l.txt } else { 0 };
         let m: Arc<[f32]> = (0..l.total()).map(|i| if i < l.txt { multiplicity.ln() } else { 0.0 }).collect();
         let op = Attention { heads: s.heads, layout: l, log_multiplicity: Some(m), groups };
+        let all: Vec<usize> = (0..inputs.len()).collect();
         Case::new(format!("attention/{name}"), op, inputs)
+            .half(&all)
+            .stores(true)
+            .chain(l.total().max(queries))
             .cost(4.0 * (s.batch * s.heads * queries * l.total() * s.hd) as f64, s.batch * queries * w)
     };
     let small = |asking, text_asks| Shape {
@@ -345,6 +369,14 @@ pub fn cases(device: &Device) -> Vec<Case> {
         asking: 128,
         text_asks: true,
     };
+    let wide = |hd| Shape {
+        batch: 1,
+        heads: 2,
+        hd,
+        layout: TokenLayout { txt: 1, img: 70, cond: 66 },
+        asking: 136,
+        text_asks: true,
+    };
     let apart =
         [[0.0, 0.0, f32::NEG_INFINITY], [0.0, 0.0, -0.7], [f32::NEG_INFINITY, f32::NEG_INFINITY, 0.0]];
     vec![
@@ -353,6 +385,9 @@ pub fn cases(device: &Device) -> Vec<Case> {
         make("last block", small(3, false), 512.0, None),
         make("leading", small(5, true), 3.0, None).leading(1),
         make("12x129x4x32", tiny(1), 512.0, None).bench_only(),
+        // FLUX.1's heads; a head between two widths, whose rows begin on no 16 bytes.
+        make("hd 128", wide(128), 512.0, None).bench_only(),
+        make("hd 42", wide(42), 512.0, Some(apart)).bench_only(),
         make("12x640x4x32", tiny(512), 1.0, None).bench_only(),
     ]
 }

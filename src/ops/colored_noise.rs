@@ -25,13 +25,16 @@ impl Op for ColoredNoise {
     fn name(&self) -> &'static str {
         "colored_noise"
     }
+    fn cuda(&self) -> bool {
+        true
+    }
     fn forward(&self, inputs: &[&Tensor], _: &mut Save) -> Result<Vec<Tensor>> {
         expect_inputs("colored_noise", inputs, 1)?;
         Ok(vec![self.root.apply(inputs[0])?])
     }
     fn backward(&self, _: &[Tensor], grads: &[Option<&Tensor>], slots: &mut [Option<Slot>]) -> Result<()> {
         if let (Some(slot), Some(dy)) = (&mut slots[0], grads[0]) {
-            slot.put(self.root.apply(dy)?.f32());
+            slot.add(&self.root.apply(dy)?)?;
         }
         Ok(())
     }

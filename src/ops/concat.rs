@@ -7,11 +7,14 @@
 //! Concat saves the parts' extents, Narrow nothing. Backward cuts the gradient into the parts; Narrow's gradient is 0
 //! outside of its range.
 
-use super::{Case, Op, Save, Slot, dims3, expect_f32, expect_inputs, random};
+use super::{Case, Op, Save, Slot, dims3, expect_dtypes, expect_inputs, random};
 use crate::engine::{Device, Tensor, simd};
 use crate::{Error, Result};
+use launch::{Block, copy};
 use rayon::prelude::*;
 use std::ops::Range;
+
+mod launch;
 
 /// Joins two or more tensors along `axis`.
 pub struct Concat {
@@ -48,6 +51,9 @@ impl Op for Concat {
     fn name(&self) -> &'static str {
         "concat"
     }
+    fn cuda(&self) -> bool {
+        true
+    }
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         if inputs.len() < 2 {
             return Err(Error::shape(
@@ -55,7 +61,7 @@ impl Op for Concat {
                 format!("{} inputs were given, at least 2 are wanted", inputs.len()),
             ));
         }
-        expect_f32("concat", inputs)?;
+        expect_dtypes("concat", inputs[0].dtype(), inputs)?;
         let mut shape = dims3("concat", "input 0", inputs[0])?;
         let unit = unit("concat", self.axis, shape)?;
         let mut extents = Vec::new();
@@ -67,8 +73,20 @@ impl Op for Concat {
         }
         shape[self.axis] = extents.iter().sum();
         let widths: Vec<usize> = extents.iter().map(|n| n * unit).collect();
-        let mut out = Tensor::empty(inputs[0].device(), &shape)?;
+        // Backward sees no inputs; extents are small integers, exact in f32.
+        let extents: Vec<f32> = widths.iter().map(|&n| n as f32).collect();
+        save.keep_whole(&Tensor::from_slice(&Device::cpu(), &[extents.len()], &extents)?);
+        let mut out = Tensor::empty_as(inputs[0].device(), &shape, inputs[0].dtype())?;
         let total: usize = widths.iter().sum();
+        if out.device().gpu().is_some() {
+            let mut at = 0;
+            for (t, &n) in inputs.iter().zip(&widths) {
+                let rows = t.len().checked_div(n).unwrap_or(0);
+                copy(t, &mut out, &Block { rows, width: n, from: [n, 0], to: [total, at] }, false)?;
+                at += n;
+            }
+            return Ok(vec![out]);
+        }
         out.f32_mut().par_chunks_mut(total.max(1)).enumerate().with_min_len(64).for_each(|(r, row)| {
             let mut at = 0;
             for (t, &n) in inputs.iter().zip(&widths) {
@@ -76,9 +94,6 @@ impl Op for Concat {
                 at += n;
             }
         });
-        // Backward sees no inputs; extents are small integers, exact in f32.
-        let extents: Vec<f32> = widths.iter().map(|&n| n as f32).collect();
-        save.keep_whole(&Tensor::from_slice(out.device(), &[extents.len()], &extents)?);
         Ok(vec![out])
     }
     fn backward(
@@ -89,10 +104,13 @@ impl Op for Concat {
     ) -> Result<()> {
         let Some(dy) = grads[0] else { return Ok(()) };
         let widths: Vec<usize> = saved[0].f32().iter().map(|&n| n as usize).collect();
-        let total = widths.iter().sum();
+        let total: usize = widths.iter().sum();
         let mut at = 0;
         for (slot, &n) in slots.iter_mut().zip(&widths) {
-            if let Some(slot) = slot {
+            if let (Some(slot), Some(_)) = (slot.as_mut(), dy.device().gpu()) {
+                let block = Block { rows: dy.len() / total.max(1), width: n, from: [total, at], to: [n, 0] };
+                copy(dy, &mut slot.grad, &block, slot.accumulate)?;
+            } else if let Some(slot) = slot {
                 cut(dy.f32(), total, at, slot.adding(), n);
             }
             at += n;
@@ -105,9 +123,11 @@ impl Op for Narrow {
     fn name(&self) -> &'static str {
         "narrow"
     }
+    fn cuda(&self) -> bool {
+        true
+    }
     fn forward(&self, inputs: &[&Tensor], _: &mut Save) -> Result<Vec<Tensor>> {
         expect_inputs("narrow", inputs, 1)?;
-        expect_f32("narrow", inputs)?;
         let mut shape = dims3("narrow", "the input", inputs[0])?;
         let unit = unit("narrow", self.axis, shape)?;
         let Range { start, end } = self.range;
@@ -119,6 +139,18 @@ impl Op for Narrow {
         }
         let total = shape[self.axis] * unit;
         shape[self.axis] = end - start;
+        if inputs[0].device().gpu().is_some() {
+            let mut out = Tensor::empty_as(inputs[0].device(), &shape, inputs[0].dtype())?;
+            let width = (end - start) * unit;
+            let rows = inputs[0].len() / total.max(1);
+            copy(
+                inputs[0],
+                &mut out,
+                &Block { rows, width, from: [total, start * unit], to: [width, 0] },
+                false,
+            )?;
+            return Ok(vec![out]);
+        }
         let mut out = Tensor::zeros(inputs[0].device(), &shape)?;
         cut(inputs[0].f32(), total.max(1), start * unit, out.f32_mut(), (end - start) * unit);
         Ok(vec![out])
@@ -128,6 +160,18 @@ impl Op for Narrow {
         let shape = dims3("narrow", "the gradient", &slot.grad)?;
         let unit = unit("narrow", self.axis, shape)?;
         let (total, at, n) = (shape[self.axis] * unit, self.range.start * unit, self.range.len() * unit);
+        if dy.device().gpu().is_some() {
+            if !slot.accumulate {
+                slot.grad.zero_from(0)?;
+            }
+            let rows = slot.grad.len() / total.max(1);
+            return copy(
+                dy,
+                &mut slot.grad,
+                &Block { rows, width: n, from: [n, 0], to: [total, at] },
+                slot.accumulate,
+            );
+        }
         let g = slot.adding();
         if n > 0 {
             let rows = g.par_chunks_mut(total).zip(dy.f32().par_chunks(n)).with_min_len(64);
@@ -143,14 +187,16 @@ pub fn cases(device: &Device) -> Vec<Case> {
         let inputs: Vec<Tensor> =
             shapes.iter().zip(1..).map(|(s, stream)| random(device, s, stream, 1.0)).collect();
         let n = inputs.iter().map(Tensor::len).sum();
-        Case::new(format!("concat/axis{axis}/{n}"), Concat { axis }, inputs).cost(0.0, n)
+        Case::new(format!("concat/axis{axis}/{n}"), Concat { axis }, inputs.clone())
+            .half(&(0..inputs.len()).collect::<Vec<_>>())
+            .cost(0.0, n)
     };
     let narrow = |axis: usize, range: Range<usize>, shape: [usize; 3]| {
         let n = shape.iter().product::<usize>() / shape[axis] * range.len();
         let op = Narrow { axis, range };
         let mut case = Case::new(format!("narrow/axis{axis}/{n}"), op, vec![random(device, &shape, 1, 1.0)]);
         case.bytes = 4.0 * n as f64;
-        case.cost(0.0, n)
+        case.half(&[0]).cost(0.0, n)
     };
     vec![
         concat(1, &[[3, 2, 5], [3, 4, 5], [3, 1, 5]]),

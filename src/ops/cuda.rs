@@ -47,6 +47,22 @@ pub fn cast(gpu: &Gpu, x: &Tensor, y: &mut Tensor) -> Result<()> {
     gpu.launch(&kernel, [blocks(gpu, n / 8 + 1), 1, 1], THREADS).read(x).write(y).value(long(n)).run()
 }
 
+/// The slot's gradient [n] = the sums of the columns of `x` [rows, n], or they are added to it.
+pub fn column_sums(gpu: &Gpu, x: &Tensor, slot: &mut Slot) -> Result<()> {
+    const OP: &str = "column sums";
+    expect_dtypes(OP, DType::F32, &[&slot.grad])?;
+    let n = slot.grad.len();
+    let kernel = kernel(gpu, "linear.cu", "linear_bwd_db", x.dtype())?;
+    gpu.launch(&kernel, [n.div_ceil(32), 1, 1], THREADS)
+        .read(x)
+        .write_or_add(&mut slot.grad, slot.accumulate)
+        .value(int(OP, x.len() / n.max(1))?)
+        .value(int(OP, n)?)
+        .value(int(OP, n)?)
+        .value(i32::from(slot.accumulate))
+        .run()
+}
+
 /// The slot's gradient = x, or x added to it.
 pub fn add(gpu: &Gpu, x: &Tensor, slot: &mut Slot) -> Result<()> {
     expect_dtypes("add", x.dtype(), &[&slot.grad])?;

@@ -10,6 +10,7 @@
 
 use crate::engine::{Device, Tensor};
 use crate::{Error, Result};
+use sha2::{Digest, Sha256};
 
 /// Width of the sinusoid.
 pub const WIDTH: usize = 256;
@@ -40,6 +41,8 @@ pub struct RopeTable {
     pub sin: Vec<f32>,
     /// Angles per token: half the head's width.
     pub half: usize,
+    /// What the table was made from, as a hash: equal tables have equal keys.
+    pub(crate) key: String,
 }
 
 impl RopeTable {
@@ -59,13 +62,18 @@ impl RopeTable {
             .collect();
         let angles = ids.iter().flat_map(|id| frequencies.iter().map(|&(a, f)| f64::from(id[a]) * f));
         let (cos, sin) = angles.map(|x| (x.cos() as f32, x.sin() as f32)).unzip();
-        Ok(Self { cos, sin, half: frequencies.len() })
+        let mut made_from = Sha256::new();
+        made_from.update(format!("{axes:?} {theta}"));
+        ids.iter().flatten().for_each(|v| made_from.update(v.to_le_bytes()));
+        let key = made_from.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        Ok(Self { cos, sin, half: frequencies.len(), key })
     }
 
     /// The table of the first `tokens` tokens.
     pub fn leading(&self, tokens: usize) -> Self {
         let n = tokens * self.half;
-        Self { cos: self.cos[..n].to_vec(), sin: self.sin[..n].to_vec(), half: self.half }
+        let key = format!("{} of {}", tokens, self.key);
+        Self { cos: self.cos[..n].to_vec(), sin: self.sin[..n].to_vec(), half: self.half, key }
     }
 
     /// Tokens it covers.

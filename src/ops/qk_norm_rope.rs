@@ -7,8 +7,10 @@
 //! ```
 //! x `[batch, tokens, heads·head_dim]`, w `[head_dim]`. Saves x and w; 1/rms is recomputed.
 
+mod launch;
+
 use super::embed::RopeTable;
-use super::{Case, Op, Save, Slot, dims3, expect_inputs, random};
+use super::{Case, Op, Save, Slot, dims3, expect_inputs, given, random};
 use crate::engine::{Device, Tensor, simd};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -37,6 +39,10 @@ impl Op for QkNormRope {
         "qk_norm_rope"
     }
 
+    fn cuda(&self) -> bool {
+        self.table.half <= launch::MOST
+    }
+
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         const OP: &str = "qk_norm_rope";
         expect_inputs(OP, inputs, 2)?;
@@ -49,14 +55,18 @@ impl Op for QkNormRope {
                 format!("x is {tokens} tokens of width {width}, the angles are for {have} of head_dim {hd}");
             return Err(Error::shape(OP, detail));
         }
+        let mut y = Tensor::empty_as(inputs[0].device(), inputs[0].shape(), inputs[0].dtype())?;
+        save.keep(inputs[0]);
+        save.keep_whole(inputs[1]);
+        if let Some(gpu) = inputs[0].device().gpu() {
+            launch::forward(gpu, &self.table, inputs[0], inputs[1], &mut y)?;
+            return Ok(vec![y]);
+        }
         let (x, w) = (inputs[0].f32(), inputs[1].f32());
-        let mut y = Tensor::empty(inputs[0].device(), inputs[0].shape())?;
         y.f32_mut().par_chunks_mut(width).enumerate().for_each(|(row, y)| {
             let (cos, sin) = self.angles(row % tokens);
             simd::norm_rotate(&x[row * width..][..width], w, EPS, cos, sin, y);
         });
-        save.keep(inputs[0]);
-        save.keep_whole(inputs[1]);
         Ok(vec![y])
     }
 
@@ -68,6 +78,9 @@ impl Op for QkNormRope {
     ) -> Result<()> {
         let Some(dy) = grads[0] else { return Ok(()) };
         let [batch, tokens, width] = dims3("qk_norm_rope", "the gradient", dy)?;
+        if let Some(gpu) = dy.device().gpu() {
+            return launch::backward(gpu, &self.table, &saved[0], &saved[1], dy, slots);
+        }
         let (x, w, dy) = (saved[0].f32(), saved[1].f32(), dy.f32());
         let hd = w.len();
         if let Some(slot) = &mut slots[0] {
@@ -127,15 +140,20 @@ pub fn cases(device: &Device) -> Vec<Case> {
             (0..side * side).map(|i| [0.0, (i / side) as f32, (i % side) as f32]).collect();
         let table = RopeTable::new(&ids, &axes, 1e4).expect("the axes are even");
         let (t, hd) = (ids.len(), axes.iter().sum::<usize>());
-        let mut w = random(device, &[hd], 51, 0.3);
-        w.f32_mut().iter_mut().for_each(|v| *v += 1.0);
+        let w: Vec<f32> = random(&Device::cpu(), &[hd], 51, 0.3).f32().iter().map(|v| v + 1.0).collect();
+        let w = given(device, &[hd], &w);
         let inputs = vec![random(device, &[b, t, heads * hd], 50, 1.0), w];
         Case::new(format!("qk_norm_rope/{b}x{t}x{heads}x{hd}"), QkNormRope { table: Arc::new(table) }, inputs)
+            .chain(b * t * heads)
+            .half(&[0])
+            .parameters(&[1])
             .cost(10.0 * (b * t * heads * hd) as f64, b * t * heads * hd)
     };
     vec![
         make(2, 2, 2, [2, 4, 2]),
         make(3, 2, 2, [2, 4, 2]).leading(2),
         make(12, 11, 4, [4, 14, 14]).bench_only(),
+        // FLUX.1's heads.
+        make(1, 4, 3, [16, 56, 56]).bench_only(),
     ]
 }

@@ -7,6 +7,8 @@
 //! MeanSquare saves `v − target` and is differentiable in v alone: `dv_b = 2·(v_b − target_b)/N · de_b`, N values per
 //! sample; samples of v beyond the n of the target are not read. Mean saves n: `dx_b = dy/n`.
 
+mod launch;
+
 use super::{Case, Op, Save, Slot, expect_constant, expect_f32, expect_inputs, random};
 use crate::engine::{Device, Tensor, simd};
 use crate::{Error, Result};
@@ -21,6 +23,9 @@ pub struct Mean;
 impl Op for MeanSquare {
     fn name(&self) -> &'static str {
         "mean_square"
+    }
+    fn cuda(&self) -> bool {
+        true
     }
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         expect_inputs("mean_square", inputs, 2)?;
@@ -39,6 +44,11 @@ impl Op for MeanSquare {
         let (n, each) = (st[0], target.stride0());
         let mut residual = Tensor::empty(v.device(), st)?;
         let mut out = Tensor::empty(v.device(), &[n])?;
+        if let Some(gpu) = v.device().gpu() {
+            launch::mean_square(gpu, v, target, &mut residual, &mut out)?;
+            save.keep(&residual);
+            return Ok(vec![out]);
+        }
         residual
             .f32_mut()
             .par_chunks_mut(each)
@@ -62,6 +72,9 @@ impl Op for MeanSquare {
         slots: &mut [Option<Slot>],
     ) -> Result<()> {
         if let (Some(slot), Some(dy)) = (&mut slots[0], grads[0]) {
+            if let Some(gpu) = dy.device().gpu() {
+                return launch::mean_square_backward(gpu, &saved[0], dy, slot);
+            }
             let each = slot.grad.stride0();
             let rows = slot.adding().par_chunks_mut(each).zip(saved[0].f32().par_chunks(each));
             rows.zip(dy.f32()).for_each(|((g, r), dy)| simd::axpy(2.0 / each as f32 * dy, r, g));
@@ -74,6 +87,9 @@ impl Op for Mean {
     fn name(&self) -> &'static str {
         "mean"
     }
+    fn cuda(&self) -> bool {
+        true
+    }
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         expect_inputs("mean", inputs, 1)?;
         expect_f32("mean", inputs)?;
@@ -81,8 +97,11 @@ impl Op for Mean {
         if x.shape().len() != 1 || x.is_empty() {
             return Err(Error::shape("mean", format!("the input has shape {:?}, wanted [n ≥ 1]", x.shape())));
         }
+        save.keep_whole(&Tensor::scalar(&Device::cpu(), x.len() as f32)?);
+        if let Some(gpu) = x.device().gpu() {
+            return Ok(vec![launch::mean(gpu, x)?]);
+        }
         let sum: f64 = x.f32().iter().map(|&v| f64::from(v)).sum();
-        save.keep_whole(&Tensor::scalar(x.device(), x.len() as f32)?);
         Ok(vec![Tensor::scalar(x.device(), (sum / x.len() as f64) as f32)?])
     }
     fn backward(
@@ -92,6 +111,9 @@ impl Op for Mean {
         slots: &mut [Option<Slot>],
     ) -> Result<()> {
         if let (Some(slot), Some(dy)) = (&mut slots[0], grads[0]) {
+            if let Some(gpu) = dy.device().gpu() {
+                return launch::mean_backward(gpu, dy, saved[0].item(), slot);
+            }
             let each = dy.item() / saved[0].item();
             slot.adding().iter_mut().for_each(|g| *g += each);
         }

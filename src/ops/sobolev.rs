@@ -129,6 +129,10 @@ impl Sobolev {
         let [_, _, h, w] = dims4("sobolev", "the field", x)?;
         expect_f32("sobolev", &[x])?;
         let mut out = Tensor::empty(x.device(), x.shape())?;
+        if let Some(gpu) = x.device().gpu() {
+            launch::apply(gpu, &self.metric, x, &mut out)?;
+            return Ok(out);
+        }
         self.at(h, w)?.apply_all(x.f32(), out.f32_mut());
         Ok(out)
     }
@@ -213,8 +217,13 @@ impl Op for SobolevGap {
         if let Some(gpu) = v.device().gpu() {
             let (metric, route) = (self.operator.metric(), self.route);
             let policy = &v.leading(n);
-            let problem =
-                launch::Problem { fields: [policy, v_ref, target], extents: [n, c, h, w], metric, route };
+            let problem = launch::Problem {
+                fields: [policy, v_ref, target],
+                extents: [n, c, h, w],
+                metric,
+                route,
+                scale: None,
+            };
             let gap = launch::forward(gpu, &problem, &mut partial)?;
             save.keep(&partial);
             return Ok(vec![gap]);

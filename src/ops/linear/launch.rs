@@ -171,16 +171,7 @@ impl Linear {
             product(gpu, "linear_bwd_dw", extents, strides, dz, x, None, &mut slot.grad, None, keep)?;
         }
         if let Some(slot) = at.bias.and_then(|i| slots[i].as_mut()) {
-            expect_dtypes(OP, DType::F32, &[&slot.grad])?;
-            let kernel = cuda::kernel(gpu, SOURCE, "linear_bwd_db", dz.dtype())?;
-            gpu.launch(&kernel, [d.out.div_ceil(32), 1, 1], 256)
-                .read(dz)
-                .write_or_add(&mut slot.grad, slot.accumulate)
-                .value(cuda::int(OP, rows)?)
-                .value(cuda::int(OP, d.out)?)
-                .value(cuda::int(OP, d.out)?)
-                .value(i32::from(slot.accumulate))
-                .run()?;
+            cuda::column_sums(gpu, dz, slot)?;
         }
         Ok(())
     }

@@ -2,10 +2,10 @@
 
 use super::super::{Slot, cuda};
 use super::{Metric, Route};
-use crate::Result;
 use crate::engine::Tensor;
 use crate::engine::cuda::Gpu;
 use crate::engine::cuda::fft::Direction;
+use crate::{Error, Result};
 
 const OP: &str = "sobolev_gap";
 const SOURCE: &str = "sobolev.cu";
@@ -36,11 +36,13 @@ pub struct Problem<'a> {
     pub extents: [usize; 4],
     pub metric: &'a Metric,
     pub route: Option<Route>,
+    /// What ∂ is multiplied by, if not 1/(C·H·W).
+    pub scale: Option<f32>,
 }
 
 /// The gap of every sample; ∂ of the leading samples into `partial`.
 pub fn forward(gpu: &Gpu, problem: &Problem, partial: &mut Tensor) -> Result<Tensor> {
-    let &Problem { fields: [v, v_ref, target], extents: [n, c, h, w], metric, route } = problem;
+    let &Problem { fields: [v, v_ref, target], extents: [n, c, h, w], metric, route, scale } = problem;
     let route = route.unwrap_or_else(|| Route::of(h, w));
     let (planes, area, device) = (n * c, h * w, v.device());
     // Where a block has a plane to itself, the frequencies from 0 on are all of the weight that it reads.
@@ -51,7 +53,7 @@ pub fn forward(gpu: &Gpu, problem: &Problem, partial: &mut Tensor) -> Result<Ten
         weight(metric, h, w).chunks(w).take(rows).flat_map(|row| row[..columns].to_vec()).collect()
     })?;
     let int = |n| cuda::int(OP, n);
-    let (kept, scale) = (int(partial.shape()[0] * c)?, (1.0 / (c * area) as f64) as f32);
+    let (kept, scale) = (int(partial.shape()[0] * c)?, scale.unwrap_or((1.0 / (c * area) as f64) as f32));
     let pieces = if route == Route::CuFft { area.div_ceil(PIECE) } else { 1 };
     // f64: two f32 each.
     let mut dot = Tensor::empty(device, &[planes * pieces, 2])?;
@@ -96,6 +98,18 @@ pub fn forward(gpu: &Gpu, problem: &Problem, partial: &mut Tensor) -> Result<Ten
     let launch = gpu.launch(&kernel, [n, 1, 1], 32).read(&dot).write(&mut gap);
     launch.value(int(c * pieces)?).value((c * area) as f64).run()?;
     Ok(gap)
+}
+
+/// A x of every plane: the gap's ∂ with x for both fields, d = u = x being one complex field (1 + i)·x.
+pub fn apply(gpu: &Gpu, metric: &Metric, x: &Tensor, out: &mut Tensor) -> Result<()> {
+    let extents: [usize; 4] = x.shape().try_into().map_err(|_| Error::shape(OP, format!("{x:?}")))?;
+    let zero = Tensor::zeros(x.device(), x.shape())?;
+    forward(
+        gpu,
+        &Problem { fields: [x, &zero, &zero], extents, metric, route: None, scale: Some(0.5) },
+        out,
+    )?;
+    Ok(())
 }
 
 /// dv = ∂·dgap over the samples that have one; the others have no gradient.

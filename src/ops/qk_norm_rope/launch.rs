@@ -1,0 +1,87 @@
+//! The CUDA side of QK-norm and RoPE: `kernels/qk_norm_rope.cu`.
+
+use super::super::embed::RopeTable;
+use super::super::{Slot, cuda, expect_dtypes};
+use crate::Result;
+use crate::engine::cuda::Gpu;
+use crate::engine::{DType, Tensor};
+
+const OP: &str = "qk_norm_rope";
+const SOURCE: &str = "qk_norm_rope.cu";
+/// Most pairs of a head.
+pub const MOST: usize = 256;
+/// Heads of a block at a time: a warp each.
+const HEADS: usize = 8;
+/// Heads of a block of the backward kernel in all: its partial sums depend on it, so it is fixed.
+const PIECE: usize = 256;
+
+/// Bytes of the angles.
+fn angle_bytes(table: &RopeTable) -> usize {
+    8 * table.cos.len()
+}
+
+/// The angles on the device.
+fn angles(gpu: &Gpu, table: &RopeTable) -> Result<[u64; 2]> {
+    Ok([
+        gpu.constant(format!("cos {}", table.key), || table.cos.clone())?,
+        gpu.constant(format!("sin {}", table.key), || table.sin.clone())?,
+    ])
+}
+
+pub fn forward(gpu: &Gpu, table: &RopeTable, x: &Tensor, w: &Tensor, y: &mut Tensor) -> Result<()> {
+    expect_dtypes(OP, DType::F32, &[w])?;
+    let [cos, sin] = angles(gpu, table)?;
+    let (tokens, in_all) = (x.shape()[1], x.len() / (2 * table.half));
+    let kernel = cuda::kernel(gpu, SOURCE, "qk_norm_rope_fwd", x.dtype())?;
+    gpu.launch(&kernel, [cuda::blocks(gpu, 32 * in_all), 1, 1], cuda::THREADS)
+        .read(x)
+        .read(w)
+        .value(cos)
+        .value(sin)
+        .moves(angle_bytes(table))
+        .write(y)
+        .value(cuda::long(in_all))
+        .value(cuda::int(OP, x.width() / (2 * table.half))?)
+        .value(cuda::int(OP, tokens)?)
+        .value(cuda::int(OP, table.half)?)
+        .run()
+}
+
+pub fn backward(
+    gpu: &Gpu,
+    table: &RopeTable,
+    x: &Tensor,
+    w: &Tensor,
+    dy: &Tensor,
+    slots: &mut [Option<Slot>],
+) -> Result<()> {
+    expect_dtypes(OP, x.dtype(), &[dy])?;
+    let [cos, sin] = angles(gpu, table)?;
+    let (hd, in_all) = (2 * table.half, x.len() / (2 * table.half));
+    let blocks = in_all.div_ceil(PIECE).max(1).min(in_all.div_ceil(HEADS));
+    let (dx, dw) = slots.split_at_mut(1);
+    let mut partial = dw[0].is_some().then(|| Tensor::empty(dy.device(), &[blocks, hd])).transpose()?;
+    let accumulate = dx[0].as_ref().is_some_and(|s| s.accumulate);
+    if let Some(slot) = &dx[0] {
+        expect_dtypes(OP, x.dtype(), &[&slot.grad])?;
+    }
+    let kernel = cuda::kernel(gpu, SOURCE, "qk_norm_rope_bwd", x.dtype())?;
+    gpu.launch(&kernel, [blocks, 1, 1], cuda::THREADS)
+        .read(x)
+        .read(w)
+        .value(cos)
+        .value(sin)
+        .moves(angle_bytes(table))
+        .read(dy)
+        .write_or_null(dx[0].as_mut().map(|s| &mut s.grad))
+        .moves(if accumulate { dy.len() * dy.dtype().size() } else { 0 })
+        .write_or_null(partial.as_mut())
+        .value(cuda::long(in_all))
+        .value(cuda::int(OP, x.width() / hd)?)
+        .value(cuda::int(OP, x.shape()[1])?)
+        .value(cuda::int(OP, table.half)?)
+        .value(i32::from(accumulate))
+        .run()?;
+    let (Some(partial), Some(slot)) = (&partial, &mut dw[0]) else { return Ok(()) };
+    cuda::column_sums(gpu, partial, slot)
+}

@@ -60,6 +60,17 @@ struct Part {
     rows: usize,
     threads: u32,
     shared: usize,
+    /// Rows of the other side's tiles, and the head's width as it is multiplied; 0 where no tensor core is used.
+    far: usize,
+    width: usize,
+}
+
+impl Part {
+    /// What `products` products of every tile of `rows` rows with every tile of `columns` take on tensor cores.
+    fn flops(&self, d: Dims, products: usize, rows: usize, columns: usize) -> usize {
+        let (rows, columns) = (rows.next_multiple_of(self.rows), columns.next_multiple_of(self.far.max(1)));
+        2 * products * d.batch * d.heads * rows * columns * self.width
+    }
 }
 
 impl Attention {
@@ -99,14 +110,15 @@ impl Attention {
         if dtype == DType::F32 {
             let kernel = gpu.kernel("attention_f32.cu", &format!("attention_{name}_f32"))?;
             let shared = if name == "fwd" { 384 * pitch + 4224 } else { 512 * pitch + 8448 };
-            return Ok(Part { kernel, rows: 32, threads: 256, shared });
+            return Ok(Part { kernel, rows: 32, threads: 256, shared, far: 0, width: 0 });
         }
         let width = [32, 64, 128].into_iter().find(|&w| d.hd <= w).unwrap_or(WIDEST);
         let kernel = gpu.kernel("attention.cu", &format!("attention_{name}_{width}_bf16"))?;
-        let wide = if name == "fwd" || width == 64 || width == 32 { 640 } else { 512 };
-        // Backward keeps two tiles of 64 rows and two pairs of the other side's: 64 rows each up to a width of 64.
-        let shared = if name != "fwd" && width <= 64 { 768 * width } else { wide * width };
-        Ok(Part { kernel, rows: 64, threads: 128, shared })
+        // A tile of 64 rows takes 128·width bytes. Forward keeps one, and two pairs of the keys'; backward two, and two
+        // pairs of the other side's, which at the greatest width are of 32 rows.
+        let far = if name != "fwd" && width == WIDEST { 32 } else { 64 };
+        let shared = width * if name == "fwd" { 640 } else { 256 + 8 * far };
+        Ok(Part { kernel, rows: 64, threads: 128, shared, far, width })
     }
 
     /// o of the stream, o of the text if it asks, lse.
@@ -127,6 +139,8 @@ impl Attention {
         let mut lse = Tensor::empty(device, &[d.batch, d.heads * d.queries()])?;
         let part = self.part(gpu, d, dtype, "fwd")?;
         let o = side(gpu, outputs.get(1), outputs.first())?;
+        let bytes = |t: &Tensor| t.len() * dtype.size();
+        let moved = inputs.iter().map(|t| bytes(t)).chain(outputs.iter().map(bytes)).sum();
         gpu.launch(&part.kernel, [d.queries().div_ceil(part.rows), d.heads, d.batch], part.threads)
             .shared(part.shared)
             .value(side(gpu, inputs.get(5).copied(), Some(inputs[0]))?)
@@ -136,6 +150,8 @@ impl Attention {
             .value(o)
             .write(&mut lse)
             .value(self.geometry(d)?)
+            .moves(moved)
+            .multiplies(part.flops(d, 2, d.queries(), self.layout.total()))
             .run()?;
         Ok((outputs, lse))
     }
@@ -178,25 +194,40 @@ impl Attention {
             .value(d_o)
             .write(&mut delta)
             .value(geometry)
+            .moves(2 * outputs.iter().map(|t| t.len() * dtype.size()).sum::<usize>())
             .run()?;
-        let run = |name: &str, rows: usize, out: [Side; 2], adds: i32| -> Result<()> {
+        let bytes = |tensors: &[usize]| {
+            tensors.iter().map(|&i| inputs.get(i).map_or(0, |t| t.len() * dtype.size())).sum::<usize>()
+        };
+        let read = bytes(&[0, 1, 2, 3, 4, 5]) + bytes(&[0, 5]);
+        let run = |name: &str,
+                   [rows, columns, products]: [usize; 3],
+                   written,
+                   out: [Side; 2],
+                   adds: i32|
+         -> Result<()> {
             let part = self.part(gpu, d, dtype, name)?;
             let launch = gpu.launch(&part.kernel, [rows.div_ceil(part.rows), d.heads, d.batch], part.threads);
             let launch = fields.iter().fold(launch.shared(part.shared), |launch, side| launch.value(*side));
             let launch = launch.value(bias2).value(d_o).read(lse).read(&delta);
-            launch.value(out[0]).value(out[1]).value(geometry).value(adds).run()
+            let launch = launch.value(out[0]).value(out[1]).value(geometry).value(adds);
+            // Bits of `adds` say which gradients are read, too.
+            let again = if adds == 0 { 1 } else { 2 };
+            launch.moves(read + again * written).multiplies(part.flops(d, products, rows, columns)).run()
         };
         let mut slots: Vec<Option<&mut Slot>> = slots.iter_mut().map(Option::as_mut).collect();
         slots.resize_with(6, || None);
         let [q, k, v, text_k, text_v, text_q] = &mut slots[..] else { return Ok(()) };
         if q.is_some() || text_q.is_some() {
             let (dq, adds) = target(text_q.take(), q.take())?;
-            run("bwd_q", d.queries(), [dq, Side::default()], adds)?;
+            let extents = [d.queries(), self.layout.total(), 3];
+            run("bwd_q", extents, bytes(&[0, 5]), [dq, Side::default()], adds)?;
         }
         if [&*k, &*v, &*text_k, &*text_v].iter().any(|s| s.is_some()) {
             let (dk, adds_k) = target(text_k.take(), k.take())?;
             let (dv, adds_v) = target(text_v.take(), v.take())?;
-            run("bwd_kv", self.layout.total(), [dk, dv], adds_k | adds_v << 2)?;
+            let extents = [self.layout.total(), d.queries(), 4];
+            run("bwd_kv", extents, bytes(&[1, 2, 3, 4]), [dk, dv], adds_k | adds_v << 2)?;
         }
         Ok(())
     }

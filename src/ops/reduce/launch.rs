@@ -37,7 +37,8 @@ pub fn mean_square_backward(gpu: &Gpu, residual: &Tensor, de: &Tensor, slot: &mu
     }
     let kernel = gpu.kernel(SOURCE, "mean_square_bwd_f32")?;
     let launch = gpu.launch(&kernel, [cuda::blocks(gpu, each), samples, 1], cuda::THREADS);
-    let launch = launch.read(residual).read(de).write_or_add(&mut slot.grad, slot.accumulate).value(cuda::long(each));
+    let launch =
+        launch.read(residual).read(de).write_or_add(&mut slot.grad, slot.accumulate).value(cuda::long(each));
     launch.value(2.0 / each as f32).value(i32::from(slot.accumulate)).run()
 }
 
@@ -54,7 +55,9 @@ pub fn mean(gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
 pub fn mean_backward(gpu: &Gpu, dy: &Tensor, n: f32, slot: &mut Slot) -> Result<()> {
     let lead = slot.grad.len();
     let kernel = gpu.kernel(SOURCE, "mean_bwd_f32")?;
-    let launch =
-        gpu.launch(&kernel, [lead.div_ceil(256), 1, 1], cuda::THREADS).read(dy).write_or_add(&mut slot.grad, slot.accumulate);
+    let launch = gpu
+        .launch(&kernel, [lead.div_ceil(256), 1, 1], cuda::THREADS)
+        .read(dy)
+        .write_or_add(&mut slot.grad, slot.accumulate);
     launch.value(cuda::int("mean", lead)?).value(n).value(i32::from(slot.accumulate)).run()
 }

@@ -113,6 +113,7 @@ __device__ __forceinline__ void write_rows(const Side<bf16>& to, const float (&a
 // Grid: x ⌈queries/64⌉, y heads, z batch; blocks of 128.
 // Cost: 4·queries·keys·hd FLOPs per head; bound by the tensor cores and by 2^x.
 // Dynamic shared: 81920 bytes at most; 640·HD are used.
+// Traffic: the other side's rows come once for every tile of this side's, from the L2 cache but for the first time.
 // Idea: FlashAttention-2: 64 queries stay in registers, 64 keys and values at a time come by asynchronous copies, one
 //   tile ahead; nothing of the size queries × keys exists. Fixed order of keys: a sample's bits are its own.
 template <int HD>
@@ -230,6 +231,7 @@ FORWARD(32)
 // Grid: x ⌈queries/64⌉, y heads, z batch; blocks of 128.
 // Cost: 6·queries·keys·hd FLOPs per head; with kv's 8, 1.4 times the least, for sums in a fixed order without atomics.
 // Dynamic shared: 65536 bytes at most; 768·HD are used, 512·HD at 128.
+// Traffic: the other side's rows come once for every tile of this side's, from the L2 cache but for the first time.
 // Idea: one kernel seen from either side: 64 rows stay, the other side's come in tiles; scores and their gradients are
 //   made anew in registers, in the layout in which the next product wants them.
 
@@ -239,6 +241,7 @@ FORWARD(32)
 // Grid: x ⌈keys/64⌉, y heads, z batch; blocks of 128.
 // Cost: 8·queries·keys·hd FLOPs per head.
 // Dynamic shared: 65536 bytes at most; 768·HD are used, 512·HD at 128.
+// Traffic: the other side's rows come once for every tile of this side's, from the L2 cache but for the first time.
 // Idea: as attention_bwd_q's.
 template <int HD, bool KV>
 __device__ __forceinline__ void backward(const Side<const bf16>& q, const Side<const bf16>& k, const Side<const bf16>& v,

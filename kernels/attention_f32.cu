@@ -69,6 +69,7 @@ __device__ __forceinline__ void write_rows(const Side<float>& to, const float (&
 // Grid: x ⌈queries/32⌉, y heads, z batch; blocks of 256.
 // Cost: 4·queries·keys·hd FLOPs per head; bound by shared memory.
 // Dynamic shared: 53760 bytes at most; 384·(hd | 1) + 4224 are used.
+// Traffic: the other side's rows come once for every tile of this side's, from the L2 cache but for the first time.
 // Idea: the plain form of the same scheme: scores of 32×32 in registers, their exponentials in shared memory.
 extern "C" __global__ void __launch_bounds__(256)
     attention_fwd_f32(const Side<const float> q, const Side<const float> k, const Side<const float> v,
@@ -129,6 +130,7 @@ extern "C" __global__ void __launch_bounds__(256)
 // Grid: x ⌈queries/32⌉ (q) or ⌈keys/32⌉ (kv), y heads, z batch; blocks of 256.
 // Cost: 6 (q), 8 (kv) ·queries·keys·hd FLOPs per head; bound by shared memory.
 // Dynamic shared: 74496 bytes at most; 512·(hd | 1) + 8448 are used.
+// Traffic: the other side's rows come once for every tile of this side's, from the L2 cache but for the first time.
 // Idea: as there: one kernel, seen from either side.
 template <bool KV>
 __device__ __forceinline__ void backward(const Side<const float>& q, const Side<const float>& k,

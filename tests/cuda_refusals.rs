@@ -46,7 +46,7 @@ fn memory_that_is_not_there_is_an_error_with_its_numbers() {
     // An op whose output does not fit says the same.
     let x = tensor(2).unwrap_or_else(|e| panic!("{e}"));
     let before = device.stats();
-    let e = Gelu.forward(&[&x], &mut Save::nothing()).err().expect("1 MiB is free");
+    let e = Gelu.forward(&[&x], &mut Save::nothing()).expect_err("1 MiB is free");
     assert!(matches!(e, Error::Memory { .. }), "{e:?}");
     assert!(e.to_string().contains("2.0 MiB are wanted; 1.0 MiB of 5.0 MiB are free"), "{e}");
     assert_eq!(device.stats(), before, "what was not given is not counted");

@@ -160,7 +160,7 @@ impl Memory {
     /// The same, with an error where this machine cannot hold so much: the bytes, and an eighth for what was written.
     pub fn try_alloc(&self, bytes: u64, name: &str) -> Result<u64, Error> {
         let whole = bytes.checked_add(bytes / 8).and_then(|n| usize::try_from(n).ok());
-        if !whole.is_some_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok()) {
+        if whole.is_none_or(|n| Vec::<u8>::new().try_reserve_exact(n).is_err()) {
             let what = "allocation of more than this machine can hold";
             return Err(Error::Memory { what, addr: 0, bytes, near: String::new() });
         }

@@ -400,7 +400,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 // Layout: values aligned to themselves; they do not overlap.
 // Grid: ⌈n/32⌉ blocks of 256.
 // Cost: rows·n values read, as many additions; bound by bandwidth where n fills the card, else by latency.
-// Traffic: where rows begin on no 32 bytes, the sectors at a block's edges are its neighbour's as well; a cache has them.
+// Traffic: where rows begin on no 32 bytes, the sectors at a block's edges are its neighbour's too; a cache has them.
 // Idea: 8 warps take every eighth row of 32 columns and meet in shared memory: coalesced, no atomics, fixed order.
 template <class T>
 __device__ __forceinline__ void column_sums(const T* __restrict__ dy, float* __restrict__ db, int rows, int n, int ld,

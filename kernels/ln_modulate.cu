@@ -143,8 +143,8 @@ __device__ __forceinline__ void row_forward(const T* x, T* y, T* kept, const C& 
 // Grid: ⌈batch·tokens/32⌉ blocks of 128: 8 rows to a warp.
 // Cost: 2·d values moved per row and 1/16 of a row of f32 from the tables, 9·d FLOPs; bound by bandwidth. Rows wider
 //   than 1024 are read three times, the tables for every row; both from a cache, if it is large enough.
-// Traffic: a row wider than 1024 is read again by the warp that has just read it, and the tables by every row, both from
-//   a cache; the width that models have, 3072, has a kernel of its own.
+// Traffic: a row wider than 1024 is read again by the warp that has just read it, and the tables by every row, both
+//   from a cache; the width that models have, 3072, has a kernel of its own.
 // Idea: a warp owns its row and keeps it in shared memory, so that the passes of the variance and the output need
 //   neither a barrier nor memory again; a block's rows share their chunks of the table.
 template <class T>
@@ -319,9 +319,9 @@ __device__ __forceinline__ void row_backward(const T* x, const T* dy, T* dx, T* 
 // Grid: ⌈batch·tokens/32⌉ blocks of 128: 8 rows to a warp.
 // Cost: 3·d values moved per row (4·d accumulating) and 1/32 of a row of f32 from the table, 20·d FLOPs; bound by
 //   bandwidth. Rows wider than 1024 are read more than once, as in ln_modulate_fwd.
-// Traffic: a warp reads a row wider than 1024 four times and its dy twice, all but the first time from a cache; two rows
-//   of such a width leave a warp neither registers nor shared memory, and the width that is trained with in bf16 has
-//   ln_modulate_bwd_3072.
+// Traffic: a warp reads a row wider than 1024 four times and its dy twice, all but the first time from a cache; two
+//   rows of such a width leave a warp neither registers nor shared memory, and the width that is trained with in bf16
+//   has ln_modulate_bwd_3072.
 // Idea: as in ln_modulate_fwd, both means in one pass; the row's statistics are left for ln_modulate_bwd_tables.
 template <class T>
 __device__ __forceinline__ void backward(const T* x, const T* dy, const Tables& tables, T* dx, float2* stats, int rows,
@@ -424,8 +424,8 @@ extern "C" __global__ void __launch_bounds__(128, 2)
 // Layout: row-major, contiguous, values aligned to themselves; nothing overlaps.
 // Grid: x ⌈d/32⌉, y the table's rows; blocks of 256.
 // Cost: 2·d values read per token, once for each table; 5·d FLOPs; bound by bandwidth.
-// Idea: 8 warps take every eighth token of 32 columns and meet in shared memory: coalesced, no atomics, fixed order; the
-//   tokens' statistics are fetched once per block.
+// Idea: 8 warps take every eighth token of 32 columns and meet in shared memory: coalesced, no atomics, fixed order;
+//   the tokens' statistics are fetched once per block.
 template <class T>
 __device__ __forceinline__ void tables_backward(const T* x, const T* dy, const float2* stats, const int* row_of,
                                                 float* dtable, int batch, int tokens, int begin, int end, int d,

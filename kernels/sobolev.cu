@@ -253,8 +253,8 @@ __device__ __forceinline__ void dft_lines(const Complex* from, Complex* to, cons
 }
 
 // sobolev_gap_fwd_dft: the same for planes of any height and width up to 64
-// Shapes: v, v_ref, target, partial [planes, h, w]; dot [planes] f64; weight [h/2 + 1, w/2 + 1] as sobolev_gap_fwd_64's,
-//   divided by h·w; partial, kept and scale as there, scale = 1/(C·h·w).
+// Shapes: v, v_ref, target, partial [planes, h, w]; dot [planes] f64; weight [h/2 + 1, w/2 + 1] as
+//   sobolev_gap_fwd_64's, divided by h·w; partial, kept and scale as there, scale = 1/(C·h·w).
 // Layout: contiguous f32, values aligned to themselves; partial may be none of the inputs.
 // Grid: one block of 256 per plane.
 // Cost: 16·h·w bytes moved per plane, 16·h·w·(h + w) FLOPs; bound by shared memory.

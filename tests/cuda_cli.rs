@@ -88,7 +88,7 @@ fn an_emulator_that_is_not_built_says_how_to() {
     let says = ["--device emu: there is no libcuda_emu.so", "cargo build --release", "ASASR_CUDA_EMU"];
     refused(engine(dir.path(), "warm --device emu").env("ASASR_CUDA_EMU", empty.path()), 2, &says);
     // A file that is no library.
-    fs::write(empty.path().join("libcuda_emu.so"), "text").expect("written");
+    fs::write(empty.path().join("libcuda_emu.so"), "text ".repeat(1000)).expect("written");
     let says = ["libcuda_emu.so", "invalid ELF header"];
     refused(engine(dir.path(), "warm --device emu").env("ASASR_CUDA_EMU", empty.path()), 1, &says);
 }

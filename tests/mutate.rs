@@ -79,7 +79,8 @@ fn ops_in_the_source() -> Vec<String> {
     let mut found = Vec::new();
     for floor in ["src/ops", "src/losses"] {
         let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(floor);
-        let entries = std::fs::read_dir(dir).expect("the source is here").map(|e| e.expect("readable").path());
+        let entries =
+            std::fs::read_dir(dir).expect("the source is here").map(|e| e.expect("readable").path());
         // An op's folder holds how it is launched; the op itself is the file beside it.
         for file in entries.filter(|path| path.is_file()) {
             let text = std::fs::read_to_string(file).expect("a source file");

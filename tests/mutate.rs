@@ -71,18 +71,25 @@ fn gradcheck_catches_every_gradient_that_is_wrong_by_a_percent() {
     );
 }
 
+/// Ops that only make constants.
+const WITHOUT_GRADIENT: [&str; 1] = ["NegativeFromNoise"];
+
 /// The types of `src/ops` and `src/losses` that are ops: none must be without a case.
 fn ops_in_the_source() -> Vec<String> {
     let mut found = Vec::new();
     for floor in ["src/ops", "src/losses"] {
         let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(floor);
-        for file in std::fs::read_dir(dir).expect("the source is here") {
-            let text = std::fs::read_to_string(file.expect("readable").path()).expect("a source file");
+        let entries =
+            std::fs::read_dir(dir).expect("the source is here").map(|e| e.expect("readable").path());
+        // An op's folder holds how it is launched; the op itself is the file beside it.
+        for file in entries.filter(|path| path.is_file()) {
+            let text = std::fs::read_to_string(file).expect("a source file");
             found.extend(text.lines().filter_map(|l| {
                 Some(l.trim().strip_prefix("impl Op for ")?.trim_end_matches(" {").to_owned())
             }));
         }
     }
+    found.retain(|op| !WITHOUT_GRADIENT.contains(&op.as_str()));
     found.sort();
     found
 }

@@ -86,9 +86,25 @@ impl Cta<'_> {
         if acc.space == Space::Generic {
             return self.generic(w, i, acc, at, m, size, write);
         }
-        let mut rest = m;
+        self.within(w, i, acc, acc.space, &at, m, size, write)
+    }
+
+    /// Lanes that all point into `space`: allocation after allocation.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "an access has as many")]
+    fn within(
+        &mut self,
+        w: &mut Warp,
+        i: &Instr,
+        acc: Access,
+        space: Space,
+        at: &Lanes,
+        mut rest: u32,
+        size: u64,
+        write: bool,
+    ) -> Done {
         while rest != 0 {
-            let t = self.target(w, i, acc, acc.space, &at, rest, size, write)?;
+            let t = self.target(w, i, acc, space, at, rest, size, write)?;
             transfer(w, i, acc, &t, write);
             rest &= !t.mask;
         }
@@ -117,16 +133,12 @@ impl Cta<'_> {
                 3 => Space::Param,
                 _ => Space::Global,
             };
-            let mut group: u32 = lanes(rest).filter(|&l| at[l] >> 40 == kind).map(|l| 1 << l).sum();
+            let group: u32 = lanes(rest).filter(|&l| at[l] >> 40 == kind).map(|l| 1 << l).sum();
             rest &= !group;
             if space != Space::Global {
                 lanes(group).for_each(|l| at[l] &= (1 << 40) - 1);
             }
-            while group != 0 {
-                let t = self.target(w, i, acc, space, &at, group, size, write)?;
-                transfer(w, i, acc, &t, write);
-                group &= !t.mask;
-            }
+            self.within(w, i, acc, space, &at, group, size, write)?;
         }
         Ok(())
     }

@@ -353,7 +353,7 @@ impl<'a> Cta<'a> {
                     let result = self.turn(&mut warp);
                     self.warps[w] = warp;
                     result?;
-                    self.release(w);
+                    self.release();
                 }
             }
             if !ran {
@@ -696,7 +696,7 @@ impl<'a> Cta<'a> {
     }
 
     /// Lets go of a barrier that warp `w` completed by arriving or by leaving.
-    fn release(&mut self, w: usize) {
+    fn release(&mut self) {
         let lax = !self.run.launch.checks.barriers;
         let left: u32 = self.warps.iter().filter(|w| w.state == State::Done).map(|w| 1 << w.index).sum();
         for id in 0..16 {
@@ -724,7 +724,6 @@ impl<'a> Cta<'a> {
                 }
             }
         }
-        let _ = w;
     }
 }
 

@@ -1,6 +1,8 @@
 //! `--device`.
 
 use asasr_engine::engine::Device;
+use asasr_engine::engine::cuda::Driver;
+use asasr_engine::engine::cuda::library::find_driver;
 use asasr_engine::{Error, Result, ops};
 
 /// Where to compute.
@@ -15,7 +17,13 @@ impl Choice {
     /// Opens it. `auto` is the first GPU where there is one that everything runs on, else the CPU; never the emulator.
     pub fn open(&self) -> Result<Device> {
         match self.device.as_str() {
-            "auto" if ops::only_on_cpu().is_empty() => Ok(Device::cuda(0).unwrap_or_else(|_| Device::cpu())),
+            "auto" if ops::only_on_cpu().is_empty() && find_driver(Driver::Nvidia).is_ok() => {
+                // Where there is a GPU, the CPU is never taken without a word.
+                Ok(Device::cuda(0).unwrap_or_else(|e| {
+                    eprintln!("--device auto computes on the CPU: {e}");
+                    Device::cpu()
+                }))
+            }
             "auto" | "cpu" => Ok(Device::cpu()),
             "cuda" => Device::cuda(0),
             "emu" => Device::emu(),

@@ -428,12 +428,14 @@ pub fn cases(device: &Device) -> Vec<Case> {
     .collect()
 }
 
-/// The ops that have no CUDA kernels, by name.
-pub fn only_on_cpu() -> Vec<&'static str> {
+/// The ops that have no CUDA kernels, by name; of those that have them for some forms alone it says so.
+pub fn only_on_cpu() -> Vec<String> {
     let cases = cases(&Device::cpu());
     let mut names: Vec<&str> = cases.iter().filter(|c| !c.op.cuda()).map(|c| c.op.name()).collect();
     names.dedup();
-    names
+    let partly = |name: &str| cases.iter().any(|c| c.op.name() == name && c.op.cuda());
+    let word = |name: &str| if partly(name) { format!("{name} (some forms)") } else { name.to_owned() };
+    names.into_iter().map(word).collect()
 }
 
 /// Refuses a wrong number of inputs.

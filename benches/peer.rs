@@ -11,7 +11,8 @@ use asasr_engine::flux::params::{Adapter, Weights, adapter_params};
 use asasr_engine::flux::schedule::logit_normal;
 use asasr_engine::flux::transformer::{Flux, TEXT_TOKENS};
 use asasr_engine::flux::weights::{Folder, SafeFile};
-use asasr_engine::ops::adamw::{AdamW, clip_factor};
+use asasr_engine::ops::adamw::{AdamW, Gradients};
+use asasr_engine::ops::embed::NoiseLevels;
 use asasr_engine::ops::sobolev::{Metric, Spectrum, Weight};
 use asasr_engine::train::objective::{Adversary, AsDpo, Mode, Pairs, Policies, Text, as_dpo};
 use serde::Deserialize;
@@ -64,7 +65,7 @@ impl Peer {
         let batch = SafeFile::open(folder.join("batch.safetensors"))?;
         let read = |name: &str| batch.tensor(name, &device);
         let (winner, loser) = (read("winner")?, read("loser")?);
-        let sigma = vec![0.0; winner.shape()[0]];
+        let sigma = NoiseLevels::new(&device, &vec![0.0; winner.shape()[0]])?;
         let text = match text_tokens {
             1 => Text::Collapsed,
             TEXT_TOKENS => Text::Full,
@@ -102,7 +103,8 @@ impl Peer {
         let noise = noise.reshape(&[2 * b, c, h, w])?;
         let (winner, loser) = sigma.f32().split_at(b);
         (self.pairs.noise_winner, self.pairs.noise_loser) = (noise.rows(0..b)?, noise.rows(b..2 * b)?);
-        (self.pairs.sigma_winner, self.pairs.sigma_loser) = (winner.to_vec(), loser.to_vec());
+        let levels = |sigma: &[f32]| NoiseLevels::new(self.pairs.winner.device(), sigma);
+        (self.pairs.sigma_winner, self.pairs.sigma_loser) = (levels(winner)?, levels(loser)?);
         self.shared += 1;
         Ok(())
     }
@@ -119,7 +121,8 @@ impl Peer {
         let sigma = |i: u64| {
             let mut n = vec![0.0; shape[0]];
             stream(i).normals(0, &mut n);
-            n.into_iter().map(logit_normal).collect()
+            let sigma: Vec<f32> = n.into_iter().map(logit_normal).collect();
+            NoiseLevels::new(self.pairs.winner.device(), &sigma).unwrap()
         };
         let (winner, loser, sigma_winner, sigma_loser) = (planes(0), planes(1), sigma(2), sigma(3));
         (self.pairs.noise_winner, self.pairs.noise_loser) = (winner, loser);
@@ -143,11 +146,11 @@ impl Peer {
             let tape = self.objective.tape(self.pairs.sigma_winner.len(), self.params.leaves());
             let out = as_dpo(&flux, &tape, &self.objective, &policies, &self.pairs, self.mode)?;
             tape.backward(&out.loss, None)?;
-            self.params.take_back(tape.into_leaves());
+            self.params.take_back(tape.into_leaves())?;
             out.loss.value().item()
         };
-        let clip = clip_factor(self.params.grad_norm(), self.settings.max_norm);
-        self.params.step(&self.opt, self.settings.lr, clip, |_| true);
+        let gradients = Gradients::of_one(self.settings.max_norm);
+        self.params.step(&self.opt, self.settings.lr, gradients, |_| true)?;
         Ok(loss)
     }
 

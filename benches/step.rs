@@ -10,7 +10,7 @@ mod common;
 mod support;
 
 use asasr_engine::engine::Device;
-use asasr_engine::ops::adamw::{AdamW, clip_factor};
+use asasr_engine::ops::adamw::{AdamW, Gradients};
 use asasr_engine::train::objective::Mode;
 use common::{COLLAPSED, FULL, TINY, World};
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
@@ -45,8 +45,7 @@ fn step(c: &mut Criterion<Flops>) {
         let mut once = |mode: Mode| {
             let out = w.step(&objective, &mut params, &w.pairs, mode).expect("a step");
             assert!(out.loss.value().item().is_finite());
-            let clip = clip_factor(params.grad_norm(), 1.0);
-            params.step(&opt, 1e-6, clip, |_| true);
+            params.step(&opt, 1e-6, Gradients::of_one(1.0), |_| true).expect("an update");
             params.reset_grads();
         };
         // The adversary's forward, six streams forward, and backward, twice the work of forward, of the policy's three.

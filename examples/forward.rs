@@ -15,6 +15,7 @@ use asasr_engine::flux::transformer::Inputs;
 use asasr_engine::flux::weights::write_safetensors;
 use asasr_engine::flux::{Adapter, AdapterFile, Flux, FluxConfig, Folder, SafeFile, Weights};
 use asasr_engine::ops::AdapterSet;
+use asasr_engine::ops::embed::NoiseLevels;
 use asasr_engine::{Error, Result};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -64,7 +65,8 @@ fn run(model: &str, inputs: &str, output: &str, adapter: Option<&str>, resaved: 
         cond: None,
         txt: Var::constant(tensor("encoder_hidden_states")?),
         pooled: Var::constant(tensor("pooled_projections")?),
-        sigma,
+        same_text: false,
+        sigma: NoiseLevels::new(&device, &sigma)?,
         guidance: tensor("guidance")?.f32().to_vec(),
         img_ids: ids("img_ids")?,
         txt_ids: ids("txt_ids")?,

@@ -13,10 +13,10 @@ struct Step {
     float one_minus_2; // 1 − β₂
     float eps;
     float max_norm; // 0: no clip
-    float norm;     // ‖g‖₂
-    float clip;     // min(1, max_norm/(norm + 1e-6))
+    float share;    // one over the micro-batches whose sum g is
+    float norm;     // share·‖g‖₂
+    float clip;     // share·min(1, max_norm/(norm + 1e-6))
     u32 finite;     // 0: the norm is not, and the update does nothing
-    u32 unused;
 };
 
 // Elements per block of adamw_partial.
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(256)
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// adamw_norm: step.norm = √Σ partial, step.clip and step.finite from it
+// adamw_norm: step.norm = share·√Σ partial, step.clip and step.finite from it
 // Shapes: partial [blocks] f64; step one Step.
 // Layout: contiguous, aligned to 8 bytes; they do not overlap.
 // Grid: 1 block of 256.
@@ -61,10 +61,10 @@ extern "C" __global__ void __launch_bounds__(256) adamw_norm_f32(const double* p
     for (int i = threadIdx.x; i < blocks; i += 256) sum += partial[i];
     sum = block_sum<8>(sum, scratch);
     if (threadIdx.x == 0) {
-        float norm = (float)sqrt(sum);
+        float norm = mul((float)sqrt(sum), step->share);
         float most = step->max_norm;
         step->norm = norm;
-        step->clip = most > 0.0f ? fminf(__fdiv_rn(most, add(norm, 1e-6f)), 1.0f) : 1.0f;
+        step->clip = mul(most > 0.0f ? fminf(__fdiv_rn(most, add(norm, 1e-6f)), 1.0f) : 1.0f, step->share);
         step->finite = isfinite(norm);
     }
 }

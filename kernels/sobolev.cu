@@ -15,7 +15,7 @@ template <int SIGN> __device__ __forceinline__ Complex quarter_turn(Complex a) {
     return SIGN < 0 ? Complex{a.y, -a.x} : Complex{-a.y, a.x};
 }
 
-// v[k] = Σ_j v[j]·exp(SIGN·2πi·jk/R), in place, for R = 1, 2, 4, 8.
+// v[k] = Σ_j v[j]·exp(SIGN·2πi·jk/R), in place, for R = 1, 2, 4, 8, 16.
 template <int R, int SIGN> __device__ __forceinline__ void small_dft(Complex* v) {
     if constexpr (R == 2) {
         Complex a = v[0], b = v[1];
@@ -33,6 +33,19 @@ template <int R, int SIGN> __device__ __forceinline__ void small_dft(Complex* v)
         odd[3] = odd[3] * Complex{-H, SIGN * H};
 #pragma unroll
         for (int k = 0; k < 4; k++) v[k] = even[k] + odd[k], v[k + 4] = even[k] - odd[k];
+    } else if constexpr (R == 16) {
+        constexpr float H = 0.70710678118f, C = 0.92387953251f, S = 0.38268343236f;
+        constexpr Complex TURNS[8] = {{1, 0}, {C, S}, {H, H}, {S, C}, {0, 1}, {-S, C}, {-H, H}, {-C, S}};
+        Complex even[8], odd[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) even[j] = v[2 * j], odd[j] = v[2 * j + 1];
+        small_dft<8, SIGN>(even);
+        small_dft<8, SIGN>(odd);
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            Complex turned = odd[k] * Complex{TURNS[k].x, SIGN * TURNS[k].y};
+            v[k] = even[k] + turned, v[k + 8] = even[k] - turned;
+        }
     }
 }
 
@@ -44,6 +57,9 @@ template <int N> struct Radices {
 };
 template <> struct Radices<16> {
     static constexpr int R1 = 4, R2 = 4;
+};
+template <> struct Radices<128> {
+    static constexpr int R1 = 16, R2 = 8;
 };
 
 // The factor exp(SIGN·2πi·j·k/N) for k = 1 .. R1−1 onto v[k]; roots[i] = exp(−2πi·i/N). Both directions read one table:
@@ -58,6 +74,35 @@ __device__ __forceinline__ void turn(Complex (&v)[R1], const Complex* __restrict
     }
 }
 
+// The absolute frequency at a position of a transformed line.
+template <int N> __device__ __forceinline__ int frequency(int p) {
+    constexpr int R1 = Radices<N>::R1, R2 = Radices<N>::R2;
+    int f = p / R2 + R1 * (p % R2);
+    return f < N - f ? f : N - f;
+}
+
+// The weight's quarter in shared memory, whose rows a warp reads at once: a pitch that keeps them in banks of their own,
+// and row 32, which none keeps from row 0, 4 further.
+template <int N> struct Quarter {
+    static constexpr int HALF = N / 2 + 1, PITCH = N == 16 ? HALF + 1 : HALF;
+    const float* values;
+    static __device__ __forceinline__ int place(int row, int column) {
+        return row * PITCH + (N == 64 && row == 32 ? 4 : 0) + column;
+    }
+    __device__ __forceinline__ float at(int row, int column) const {
+        return values[place(frequency<N>(row), frequency<N>(column))];
+    }
+};
+
+// The weight of every position in global memory, column by column, as a warp reads it.
+template <int N> struct Everywhere {
+    const float* values;
+    __device__ __forceinline__ float at(int row, int column) const { return values[column * N + row]; }
+};
+
+// Values from one line of a plane in shared memory to the next: odd, or what keeps short ones apart.
+template <int N> constexpr int STRIDE = N == 8 ? 10 : N + 1;
+
 // sobolev_gap_fwd_64, sobolev_gap_fwd_32, sobolev_gap_fwd_16, sobolev_gap_fwd_8: gap and gradient of square planes
 //   d = v − v_ref, u = (v − v*) + (v_ref − v*), y = A(d + i·u), A = F⁻¹ w F
 //   dot[p] = ⟨d, Im y⟩, partial = scale·(Re y + Im y)
@@ -70,30 +115,17 @@ __device__ __forceinline__ void turn(Complex (&v)[R1], const Complex* __restrict
 // Idea: forward, weight and inverse in one residency. Columns first and last, so that global memory is read and written
 //   by the passes themselves, coalesced; the last forward and the first inverse pass share registers; lanes always run
 //   across lines of odd stride, so no pass has a bank conflict; d never leaves its thread.
-template <int N>
+template <int N, int THREADS, class Weight>
 __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __restrict__ v_ref,
-                                    const float* __restrict__ target, const float* __restrict__ weight, double* dot,
-                                    float* partial, int kept, float scale) {
-    constexpr int R1 = Radices<N>::R1, R2 = Radices<N>::R2, THREADS = 4 * N, STRIDE = N == 8 ? 10 : N + 1;
+                                    const float* __restrict__ target, Weight weight, Complex* plane, Complex* roots,
+                                    double* dot, float* partial, int kept, float scale) {
+    constexpr int R1 = Radices<N>::R1, R2 = Radices<N>::R2, STRIDE = ::STRIDE<N>;
     constexpr int FIRST = N * R2, SECOND = N * R1;     // (line, j) and (line, k1) pairs
     constexpr int TURNS = (FIRST + THREADS - 1) / THREADS; // first-pass pairs of a thread
-    // Of the weight's quarter, whose rows a warp reads at once: a pitch that keeps them in banks of their own, and row
-    // 32, which none keeps from row 0, 4 further.
-    constexpr int HALF = N / 2 + 1, PITCH = N == 16 ? HALF + 1 : HALF;
-    __shared__ Complex plane[N * STRIDE], roots[N];
-    __shared__ float quarter[HALF * PITCH + 4];
     __shared__ double scratch[THREADS / 32];
     int tid = threadIdx.x;
     i64 base = (i64)blockIdx.x * N * N;
     float d[TURNS][R1];
-    // The absolute frequency at a position.
-    auto frequency = [](int p) {
-        int f = p / R2 + R1 * (p % R2);
-        return f < N - f ? f : N - f;
-    };
-    auto place = [](int row, int column) { return row * PITCH + (N == 64 && row == 32 ? 4 : 0) + column; };
-    for (int i = tid; i < HALF * PITCH; i += THREADS)
-        if (i % PITCH < HALF) quarter[place(i / PITCH, i % PITCH)] = weight[i / PITCH * HALF + i % PITCH];
     if (tid < N) sincospif(-2.0f * (float)tid / (float)N, &roots[tid].y, &roots[tid].x);
     __syncthreads();
 
@@ -151,7 +183,7 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
         small_dft<R2, -1>(z);
 #pragma unroll
         for (int k = 0; k < R2; k++) {
-            float w = quarter[place(frequency(row), frequency(k1 * R2 + k))];
+            float w = weight.at(row, k1 * R2 + k);
             z[k] = {z[k].x * w, z[k].y * w};
         }
         small_dft<R2, 1>(z);
@@ -207,25 +239,54 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
     if (tid == 0) dot[blockIdx.x] = sum;
 }
 
+// The same with everything in the kernel's own shared memory.
+template <int N>
+__device__ __forceinline__ void small_gap(const float* v, const float* v_ref, const float* target, const float* weight,
+                                          double* dot, float* partial, int kept, float scale) {
+    constexpr int THREADS = 4 * N, HALF = Quarter<N>::HALF;
+    __shared__ Complex plane[N * STRIDE<N>], roots[N];
+    __shared__ float quarter[HALF * Quarter<N>::PITCH + 4];
+    for (int i = threadIdx.x; i < HALF * HALF; i += THREADS) quarter[Quarter<N>::place(i / HALF, i % HALF)] = weight[i];
+    gap<N, THREADS>(v, v_ref, target, Quarter<N>{quarter}, plane, roots, dot, partial, kept, scale);
+}
+
 extern "C" __global__ void __launch_bounds__(256, 3)
     sobolev_gap_fwd_64_f32(const float* v, const float* v_ref, const float* target, const float* weight, double* dot,
                            float* partial, int kept, float scale) {
-    gap<64>(v, v_ref, target, weight, dot, partial, kept, scale);
+    small_gap<64>(v, v_ref, target, weight, dot, partial, kept, scale);
 }
 extern "C" __global__ void __launch_bounds__(128)
     sobolev_gap_fwd_32_f32(const float* v, const float* v_ref, const float* target, const float* weight, double* dot,
                            float* partial, int kept, float scale) {
-    gap<32>(v, v_ref, target, weight, dot, partial, kept, scale);
+    small_gap<32>(v, v_ref, target, weight, dot, partial, kept, scale);
 }
 extern "C" __global__ void __launch_bounds__(64)
     sobolev_gap_fwd_16_f32(const float* v, const float* v_ref, const float* target, const float* weight, double* dot,
                            float* partial, int kept, float scale) {
-    gap<16>(v, v_ref, target, weight, dot, partial, kept, scale);
+    small_gap<16>(v, v_ref, target, weight, dot, partial, kept, scale);
 }
 extern "C" __global__ void __launch_bounds__(32)
     sobolev_gap_fwd_8_f32(const float* v, const float* v_ref, const float* target, const float* weight, double* dot,
-                          float* partial, int kept, float scale) {
-    gap<8>(v, v_ref, target, weight, dot, partial, kept, scale);
+                           float* partial, int kept, float scale) {
+    small_gap<8>(v, v_ref, target, weight, dot, partial, kept, scale);
+}
+
+// sobolev_gap_fwd_128: the same for planes of 128×128
+// Shapes: as sobolev_gap_fwd_64's, but weight [128, 128]: element c·128 + r is that of row position r and column position
+//   c, position k1·8 + k2 being frequency k1 + 16·k2; divided by 128².
+// Layout: contiguous f32, values aligned to themselves; partial may be none of the inputs.
+// Grid: one block of 512 per plane.
+// Cost: 16·N² bytes moved per plane (256 KB), 20·N²·log₂ N + 20·N² FLOPs; bound by shared memory.
+// Dynamic shared: 133120 bytes
+// Traffic: the weight, a quarter of a plane's bytes, is read again for every plane, from the L2 cache.
+// Idea: radices 16 and 8, a plane in the shared memory of one multiprocessor; its weight, which no longer fits beside it,
+//   lies in global memory in the order in which warps read it.
+extern "C" __global__ void __launch_bounds__(512)
+    sobolev_gap_fwd_128_f32(const float* v, const float* v_ref, const float* target, const float* __restrict__ weight,
+                            double* dot, float* partial, int kept, float scale) {
+    extern __shared__ __align__(16) u8 dynamic[];
+    Complex *plane = reinterpret_cast<Complex*>(dynamic), *roots = plane + 128 * STRIDE<128>;
+    gap<128, 512>(v, v_ref, target, Everywhere<128>{weight}, plane, roots, dot, partial, kept, scale);
 }
 
 // One direction of one dimension of a plane in shared memory by the definition: `count` lines of n values, element j of

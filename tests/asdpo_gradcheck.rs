@@ -9,6 +9,7 @@ use asasr_engine::engine::{Device, Philox, Tensor};
 use asasr_engine::flux::params::Adapter;
 use asasr_engine::flux::transformer::Flux;
 use asasr_engine::ops::AdapterSet;
+use asasr_engine::ops::embed::NoiseLevels;
 use asasr_engine::train::objective::{AsDpo, Mode, Pairs, velocity};
 use common::{COLLAPSED, FULL, SMALL, World, error_to_max, grads};
 
@@ -18,10 +19,10 @@ fn world() -> World {
 
 /// The loss of these parameters, from its f32 arguments on in f64.
 fn loss_at(w: &World, objective: &AsDpo, params: &mut ParamSet, at: impl Iterator<Item = f64>) -> f64 {
-    params.masters_mut().iter_mut().zip(at).for_each(|(p, v)| *p = v as f32);
+    params.set_masters(&at.map(|v| v as f32).collect::<Vec<_>>()).unwrap();
     let out = w.forward(objective, params, COLLAPSED).unwrap();
     let pairs = w.pairs.sigma_winner.len() as f64;
-    out.stats.arguments.iter().map(|&a| (-f64::from(a)).exp().ln_1p() / pairs).sum()
+    out.stats().unwrap().arguments.iter().map(|&a| (-f64::from(a)).exp().ln_1p() / pairs).sum()
 }
 
 /// Fourth-order central difference along `d`, whose values move by about ½ % of the parameters' size: a whole model
@@ -60,13 +61,13 @@ fn the_step_agrees_with_finite_differences() {
     let w = world();
     let objective = w.objective(w.beta().unwrap());
     let mut params = w.params().unwrap();
-    let start = params.masters().to_vec();
+    let start = params.masters().unwrap();
     let out = w.step(&objective, &mut params, &w.pairs, COLLAPSED).unwrap();
     println!(
         "policy − reference: {:.1e} of the largest velocity",
         error_to_max(out.v_policy.f32(), out.v_reference.f32())
     );
-    println!("loss {}, arguments {:?}", out.loss.value().item(), out.stats.arguments);
+    println!("loss {}, arguments {:?}", out.loss.value().item(), out.stats().unwrap().arguments);
     let again = loss_at(&w, &objective, &mut params, start.iter().map(|&v| f64::from(v)));
     assert!((again - f64::from(out.loss.value().item())).abs() < 1e-6 * again);
     let g: Vec<f64> = grads(&params).iter().map(|&v| f64::from(v)).collect();
@@ -198,7 +199,8 @@ fn neighbours_change_no_bit() {
         let x = Tensor::stack(&order.iter().map(|&i| &all[i]).collect::<Vec<_>>()).unwrap();
         let cond = Tensor::stack(&order.iter().map(|&i| &conds[i]).collect::<Vec<_>>()).unwrap();
         let sigma: Vec<f32> = order.iter().map(|&i| 0.2 + 0.2 * i as f32).collect();
-        let v = velocity(&flux, &Tape::no_grad(), &Var::constant(x), &cond, &sigma, set, mode).unwrap();
+        let levels = NoiseLevels::new(cond.device(), &sigma).unwrap();
+        let v = velocity(&flux, &Tape::no_grad(), &Var::constant(x), &cond, &levels, set, mode).unwrap();
         v.value().clone()
     };
     for mode in [COLLAPSED, FULL] {
@@ -224,13 +226,14 @@ fn bits(v: &[f32]) -> Vec<u32> {
 /// One pair of a batch.
 fn slice(p: &Pairs, i: usize) -> Pairs {
     let row = |t: &Tensor| t.rows(i..i + 1).unwrap();
+    let level = |l: &NoiseLevels| NoiseLevels { sigma: row(&l.sigma), embedding: row(&l.embedding) };
     Pairs {
         winner: row(&p.winner),
         loser: row(&p.loser),
         cond: row(&p.cond),
         noise_winner: row(&p.noise_winner),
         noise_loser: row(&p.noise_loser),
-        sigma_winner: vec![p.sigma_winner[i]],
-        sigma_loser: vec![p.sigma_loser[i]],
+        sigma_winner: level(&p.sigma_winner),
+        sigma_loser: level(&p.sigma_loser),
     }
 }

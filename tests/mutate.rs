@@ -4,24 +4,15 @@
 use asasr_engine::autograd::gradcheck::{TOLERANCE, check};
 use asasr_engine::autograd::tape::mutation;
 use asasr_engine::engine::Device;
-use asasr_engine::losses::anchor::Anchor;
-use asasr_engine::losses::dpo::Preference;
-use asasr_engine::ops::{self, Case, random};
+use asasr_engine::losses;
+use asasr_engine::ops::{self, Case};
 use std::collections::BTreeMap;
 
-/// Every op's cases that gradcheck runs, and the preference losses', which are an op of their own.
+/// Every op's cases that gradcheck runs, and those of the losses that are ops.
 fn cases() -> Vec<Case> {
     let device = Device::cpu_poisoned();
     let mut cases = ops::cases(&device);
-    for (losers, loser_weight, b) in [(1, 0.5, 4), (2, 1.0, 3)] {
-        let op = Preference { beta_eff: 2.5, losers, loser_weight };
-        let gaps = random(&device, &[(losers + 1) * b], 4, 0.6);
-        cases.push(Case::new(format!("preference/{losers}x{b}"), op, vec![gaps]));
-    }
-    let planes = |n: usize, seed| random(&device, &[n, 2, 3, 2], seed, 1.0);
-    let op = Anchor { reference: 0.5, flow_matching: 0.25, winners: 2 };
-    let inputs = vec![planes(3, 2), planes(3, 3), planes(3, 4), random(&device, &[], 1, 1.0)];
-    cases.push(Case::new("anchor/3".to_owned(), op, inputs).constant(&[1, 2]));
+    cases.extend(losses::cases(&device));
     cases.retain(|c| c.check);
     cases
 }

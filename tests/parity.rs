@@ -9,8 +9,9 @@
 mod common;
 
 use asasr_engine::engine::{DType, Device, Philox, Tensor};
+use asasr_engine::losses;
 use asasr_engine::ops::adamw::launch::{self, Arenas};
-use asasr_engine::ops::adamw::{self, AdamW};
+use asasr_engine::ops::adamw::{self, AdamW, Gradients};
 use asasr_engine::ops::{self, Case, Save, Slot};
 use half::bf16;
 
@@ -155,7 +156,8 @@ fn kernels_agree_with_the_cpu() {
     let cpu = Device::cpu();
     let mut failures = Vec::new();
     let mut rows = 0;
-    for case in ops::cases(&cpu).iter().filter(|c| c.op.cuda()) {
+    let cases = [ops::cases(&cpu), losses::cases(&cpu)];
+    for case in cases.iter().flatten().filter(|c| c.op.cuda()) {
         if case.flops > LONG && format!("{device:?}") == "emu" {
             println!("{:44} left out: {:.1e} FLOPs take the emulator too long", case.name, case.flops);
             continue;
@@ -207,25 +209,26 @@ fn the_optimizer_has_the_cpus_bits() {
     let opt = AdamW { weight_decay: 0.1, ..AdamW::default() };
     let sizes = [(20_001, true), (37, false), (2, false), (16_384, true)];
     let n: usize = sizes.iter().map(|s| s.0).sum();
-    let (mut w, mut m, mut v, mut mean) = (normals(1, n), vec![0.0; n], vec![0.0; n], normals(2, n));
+    let (mut w, mut m, mut v, mut average) = (normals(1, n), vec![0.0; n], vec![0.0; n], normals(2, n));
     let on = |values: &[f32]| tensor(&device, &[values.len()], DType::F32, values);
-    let (mut w2, mut m2, mut v2, mut mean2) = (on(&w), on(&m), on(&v), on(&mean));
+    let (mut w2, mut m2, mut v2, mut average2) = (on(&w), on(&m), on(&v), on(&average));
     let mut half = tensor(&device, &[n], DType::Bf16, &vec![0.0; n]);
     let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     for step in 1..=3 {
         let mut g = normals(10 + step, n);
-        let clip = adamw::clip_factor(adamw::norm(&g), 50.0);
-        assert!(clip < 1.0);
+        let mean = Gradients { share: 0.5, max_norm: 50.0 };
+        let (norm, clip) = (mean.norm(&g), mean.factor(mean.norm(&g)));
+        assert!(clip < 0.5);
         adamw::update(&opt.at(step, 1e-2, clip), &sizes, &mut w, &g, &mut m, &mut v);
-        adamw::average(0.9, &w, &mut mean);
+        adamw::average(0.9, &w, &mut average);
         let update = |g: &[f32], w: &mut Tensor, m: &mut Tensor, v: &mut Tensor, half: &mut Tensor| {
             let arenas = Arenas { w, g: &on(g), m, v, half: Some(half) };
-            launch::update(gpu, &opt, (step, 1e-2, 50.0), &sizes, arenas).unwrap_or_else(|e| panic!("{e}"))
+            launch::update(gpu, &opt, (step, 1e-2), mean, &sizes, arenas).unwrap_or_else(|e| panic!("{e}"))
         };
-        let norm = update(&g, &mut w2, &mut m2, &mut v2, &mut half).norm().unwrap();
-        assert_eq!(norm, adamw::norm(&g));
-        launch::average(gpu, 0.9, &w2, &mut mean2).unwrap();
-        let same = [(&w, &w2), (&m, &m2), (&v, &v2), (&mean, &mean2)];
+        let found = update(&g, &mut w2, &mut m2, &mut v2, &mut half).values().unwrap();
+        assert_eq!(found, [norm]);
+        launch::average(gpu, 0.9, &w2, &mut average2).unwrap();
+        let same = [(&w, &w2), (&m, &m2), (&v, &v2), (&average, &average2)];
         for (i, (cpu, cuda)) in same.into_iter().enumerate() {
             assert!(bits(cpu) == bits(&cuda.values().unwrap()), "step {step}, arena {i}");
         }
@@ -233,7 +236,7 @@ fn the_optimizer_has_the_cpus_bits() {
         round(&mut rounded);
         assert!(bits(&rounded) == bits(&half.values().unwrap()));
         g[n / 2] = f32::NAN;
-        assert!(update(&g, &mut w2, &mut m2, &mut v2, &mut half).norm().unwrap().is_nan());
+        assert!(update(&g, &mut w2, &mut m2, &mut v2, &mut half).values().unwrap()[0].is_nan());
         assert!(bits(&w) == bits(&w2.values().unwrap()));
     }
 }

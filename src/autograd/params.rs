@@ -3,7 +3,7 @@
 
 use super::tape::{LeafId, Leaves};
 use crate::engine::{Device, FlatBuffer, Tensor};
-use crate::ops::adamw::{self, AdamW};
+use crate::ops::adamw::{self, AdamW, Gradients, launch};
 use crate::{Error, Result};
 use std::collections::HashMap;
 
@@ -34,10 +34,9 @@ impl ParamSet {
         let shapes: Vec<Vec<usize>> = params.iter().map(|p| p.1.clone()).collect();
         let flat = || FlatBuffer::zeros(device, &shapes);
         let (mut master, grad, m, v) = (flat()?, flat()?, flat()?, flat()?);
-        let mut at = 0;
         let mut index = HashMap::new();
         let mut names = Vec::new();
-        let all = master.all_mut();
+        let mut all = Vec::with_capacity(master.len());
         for (i, (name, shape, values)) in params.into_iter().enumerate() {
             let n: usize = shape.iter().product();
             if values.len() != n {
@@ -46,13 +45,13 @@ impl ParamSet {
                     format!("{name}: {} values for shape {shape:?}", values.len()),
                 ));
             }
-            all[at..at + n].copy_from_slice(&values);
-            at += n;
+            all.extend(values);
             if index.insert(name.clone(), i).is_some() {
                 return Err(Error::shape("parameters", format!("{name} is there twice")));
             }
             names.push(name);
         }
+        master.set(&all)?;
         Ok(Self { names, shapes, index, master, grad, m, v, average: None, accumulating: false, updates: 0 })
     }
 
@@ -80,21 +79,25 @@ impl ParamSet {
     pub fn master(&self, i: usize) -> Tensor {
         self.master.part(i)
     }
-    /// All masters as one slice.
-    pub fn masters(&self) -> &[f32] {
-        self.master.all()
+    /// A copy of all masters on the host, in arena order.
+    pub fn masters(&self) -> Result<Vec<f32>> {
+        self.master.values()
     }
-    /// All masters, to be overwritten.
-    pub fn masters_mut(&mut self) -> &mut [f32] {
-        self.master.all_mut()
+    /// Overwrites all masters.
+    pub fn set_masters(&mut self, values: &[f32]) -> Result<()> {
+        self.master.set(values)
     }
     /// A handle on the gradient of parameter `i`.
     pub fn grad(&self, i: usize) -> Tensor {
         self.grad.part(i)
     }
-    /// All gradients as one slice.
-    pub fn grads_mut(&mut self) -> &mut [f32] {
-        self.grad.all_mut()
+    /// A copy of all gradients on the host, in arena order.
+    pub fn grads(&self) -> Result<Vec<f32>> {
+        self.grad.values()
+    }
+    /// Overwrites all gradients.
+    pub fn set_grads(&mut self, values: &[f32]) -> Result<()> {
+        self.grad.set(values)
     }
 
     /// Lends the gradient arena to a tape; [`ParamSet::take_back`] ends the loan. Gradients add to those there are
@@ -103,58 +106,100 @@ impl ParamSet {
         let buffers = (0..self.names.len()).map(|i| self.grad.take(i)).collect();
         Leaves::into_buffers(buffers, self.accumulating)
     }
+    /// Will the next backward add to the gradients?
+    pub fn accumulating(&self) -> bool {
+        self.accumulating
+    }
+    /// Notes gradients that came by another way than a tape: a replayed graph's.
+    pub(crate) fn accumulated(&mut self) {
+        self.accumulating = true;
+    }
     /// The next backward overwrites the gradients.
     pub fn reset_grads(&mut self) {
         self.accumulating = false;
     }
     /// Takes the gradients back from [`Tape::into_leaves`](super::Tape::into_leaves); those nobody wrote become 0.
-    pub fn take_back(&mut self, leaves: Leaves) {
-        for (i, grad) in leaves.buffers(self.names.len()).into_iter().enumerate() {
+    pub fn take_back(&mut self, leaves: Leaves) -> Result<()> {
+        for (i, grad) in leaves.buffers(self.names.len())?.into_iter().enumerate() {
             self.grad.put(i, grad);
         }
         self.accumulating = true;
+        Ok(())
     }
 
-    /// The 2-norm of all gradients, summed in f64 in arena order.
-    pub fn grad_norm(&self) -> f32 {
-        adamw::norm(self.grad.all())
+    /// The 2-norm of all gradients, summed in f64 in a fixed order. Waits for the device.
+    pub fn grad_norm(&self) -> Result<f32> {
+        Ok(adamw::norm(&self.grads()?))
     }
 
-    /// The first parameter whose gradient is not finite, and the value.
-    pub fn non_finite(&self) -> Option<(&str, f32)> {
-        (0..self.names.len()).find_map(|i| {
-            let bad = self.grad.part(i).f32().iter().copied().find(|g| !g.is_finite())?;
-            Some((self.names[i].as_str(), bad))
-        })
+    /// The first parameter whose gradient is not finite, and the value. Waits for the device.
+    pub fn non_finite(&self) -> Result<Option<(&str, f32)>> {
+        let all = self.grads()?;
+        let mut rest = &all[..];
+        for (name, shape) in self.names.iter().zip(&self.shapes) {
+            let (own, after) = rest.split_at(shape.iter().product());
+            if let Some(&bad) = own.iter().find(|g| !g.is_finite()) {
+                return Ok(Some((name, bad)));
+            }
+            rest = after;
+        }
+        Ok(None)
     }
 
-    /// One AdamW update of every parameter with the gradients scaled by `clip`; `decay(i)` says whether weight decay
-    /// applies to parameter `i`.
-    pub fn step(&mut self, opt: &AdamW, lr: f32, clip: f32, decay: impl Fn(usize) -> bool) {
+    /// One AdamW update of every parameter at rate `lr`, with the gradients' sum over micro-batches as `gradients` says;
+    /// `decay(i)` says whether weight decay applies to parameter `i`. Gives the mean gradient's norm before the clip, a
+    /// number on the parameters' device; where it is not finite, nothing but the count of updates has changed.
+    pub fn step(
+        &mut self,
+        opt: &AdamW,
+        lr: f32,
+        gradients: Gradients,
+        decay: impl Fn(usize) -> bool,
+    ) -> Result<Tensor> {
         self.updates += 1;
         let sizes: Vec<(usize, bool)> =
             self.shapes.iter().enumerate().map(|(i, s)| (s.iter().product(), decay(i))).collect();
-        let step = opt.at(self.updates, lr, clip);
-        adamw::update(
-            &step,
-            &sizes,
-            self.master.all_mut(),
-            self.grad.all(),
-            self.m.all_mut(),
-            self.v.all_mut(),
-        );
+        let norm = match self.master.whole_on_device() {
+            Some(mut w) => {
+                let device = w.device().clone();
+                let gpu = device.gpu().expect("it gave a tensor of its own");
+                let missing = "all four are on one device";
+                let g = self.grad.whole_on_device().expect(missing);
+                let (mut m, mut v) =
+                    (self.m.whole_on_device().expect(missing), self.v.whole_on_device().expect(missing));
+                let arenas = launch::Arenas { w: &mut w, g: &g, m: &mut m, v: &mut v, half: None };
+                launch::update(gpu, opt, (self.updates, lr), gradients, &sizes, arenas)?
+            }
+            None => {
+                let (w, g) = (self.master.all_mut(), self.grad.all());
+                let norm = gradients.norm(g);
+                if norm.is_finite() {
+                    let step = opt.at(self.updates, lr, gradients.factor(norm));
+                    adamw::update(&step, &sizes, w, g, self.m.all_mut(), self.v.all_mut());
+                }
+                Tensor::scalar(&Device::cpu(), norm)?
+            }
+        };
         if let Some(average) = &mut self.average {
             let n = self.updates as f32;
             let keep = average.decay.min((1.0 + n) / (10.0 + n));
-            adamw::average(keep, self.master.all(), average.values.all_mut());
+            match (self.master.whole_on_device(), average.values.whole_on_device()) {
+                (Some(w), Some(mut values)) => {
+                    let device = w.device().clone();
+                    let gpu = device.gpu().expect("it gave a tensor of its own");
+                    launch::average(gpu, keep, &w, &mut values)?;
+                }
+                _ => adamw::average(keep, self.master.all(), average.values.all_mut()),
+            }
         }
+        Ok(norm)
     }
 
     /// Keeps a running average of the masters from now on: after update n it is `d·average + (1 − d)·master` with
     /// `d = min(decay, (1 + n)/(10 + n))`, so that a short run is not averaged with its beginning.
     pub fn keep_average(&mut self, device: &Device, decay: f32) -> Result<()> {
         let mut values = FlatBuffer::zeros(device, &self.shapes)?;
-        values.all_mut().copy_from_slice(self.master.all());
+        values.set(&self.masters()?)?;
         self.average = Some(Average { decay, values });
         Ok(())
     }
@@ -192,12 +237,11 @@ impl ParamSet {
         let average = self.average.as_mut().map(|a| ("average", &mut a.values));
         let arenas = [("master", &mut self.master), ("m", &mut self.m), ("v", &mut self.v)];
         for (arena, values) in arenas.into_iter().chain(average) {
-            for (i, name) in self.names.iter().enumerate() {
-                let stored = read(&format!("{arena}/{name}"), &self.shapes[i])?;
-                let mut part = values.take(i);
-                part.f32_mut().copy_from_slice(stored.f32());
-                values.put(i, part);
+            let mut all = Vec::with_capacity(values.len());
+            for (name, shape) in self.names.iter().zip(&self.shapes) {
+                all.extend(read(&format!("{arena}/{name}"), shape)?.values()?);
             }
+            values.set(&all)?;
         }
         self.updates = updates;
         Ok(())
@@ -220,8 +264,8 @@ mod tests {
 
     fn update(p: &mut ParamSet, n: usize) {
         for i in 0..n {
-            p.grads_mut().copy_from_slice(&[1.0, -2.0, 0.5 * i as f32]);
-            p.step(&AdamW::default(), 0.1, 1.0, |_| true);
+            p.set_grads(&[1.0, -2.0, 0.5 * i as f32]).unwrap();
+            p.step(&AdamW::default(), 0.1, Gradients::of_one(0.0), |_| true).unwrap();
         }
     }
 
@@ -251,15 +295,15 @@ mod tests {
         for n in 1..=4 {
             update(&mut p, 1);
             let keep = 0.5f32.min((1.0 + n as f32) / (10.0 + n as f32));
-            want.iter_mut().zip(p.masters()).for_each(|(a, w)| *a = keep * *a + (1.0 - keep) * w);
+            want.iter_mut().zip(p.masters().unwrap()).for_each(|(a, w)| *a = keep * *a + (1.0 - keep) * w);
         }
-        let live = p.masters().to_vec();
+        let live = p.masters().unwrap();
         p.averaged(|p| {
-            for (a, w) in p.masters().iter().zip(want) {
+            for (a, w) in p.masters().unwrap().iter().zip(want) {
                 assert!((a - w).abs() < 1e-6, "{a} {w}");
             }
         });
-        assert_eq!(p.masters(), live);
-        assert_eq!(params(false).averaged(|p| p.masters().to_vec()), [1.0, -1.0, 4.0]);
+        assert_eq!(p.masters().unwrap(), live);
+        assert_eq!(params(false).averaged(|p| p.masters().unwrap()), [1.0, -1.0, 4.0]);
     }
 }

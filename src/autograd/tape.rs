@@ -4,7 +4,7 @@
 //! recorded and values die with their last handle. Backward walks the nodes in reverse; each op writes or adds to a
 //! slot per input. Leaf gradients live in [`Leaves`], which outlive the tape, so they accumulate over micro-batches.
 
-use crate::engine::{Device, Tensor};
+use crate::engine::{DType, Device, Tensor};
 use crate::ops::{Op, Save, Slot};
 use crate::{Error, Result};
 use std::cell::RefCell;
@@ -46,14 +46,16 @@ impl Var {
         if let Some(first) = shape.first_mut() {
             *first = self.lead;
         }
-        Edge { source: self.source, shape, device: self.value.device().clone() }
+        let (dtype, device) = (self.value.dtype(), self.value.device().clone());
+        Edge { source: self.source, shape, dtype, device }
     }
 }
 
-/// Where a gradient goes, without holding the value.
+/// Where a gradient, of the value's dtype, goes, without holding the value.
 struct Edge {
     source: Source,
     shape: Vec<usize>,
+    dtype: DType,
     device: Device,
 }
 
@@ -62,7 +64,7 @@ impl Edge {
         self.source != Source::Constant
     }
     fn fresh(&self) -> Result<Tensor> {
-        Tensor::empty(&self.device, &self.shape)
+        Tensor::empty_as(&self.device, &self.shape, self.dtype)
     }
 }
 
@@ -84,16 +86,16 @@ impl Leaves {
         Self { entries: grads.into_iter().map(|g| Leaf { grad: Some(g), written: accumulate }).collect() }
     }
     /// The first `n` buffers back, zeroed where no gradient arrived.
-    pub fn buffers(self, n: usize) -> Vec<Tensor> {
+    pub fn buffers(self, n: usize) -> Result<Vec<Tensor>> {
         self.entries
             .into_iter()
             .take(n)
             .map(|leaf| {
                 let mut grad = leaf.grad.expect("every leaf of `into_buffers` has one");
                 if !leaf.written {
-                    grad.f32_mut().fill(0.0);
+                    grad.zero_from(0)?;
                 }
-                grad
+                Ok(grad)
             })
             .collect()
     }

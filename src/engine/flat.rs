@@ -28,7 +28,8 @@ impl FlatBuffer {
                 // Arc. Parts do not overlap. The whole is touched only through `all`/`all_mut`, which make sure
                 // that no part can be written meanwhile, nor read while written.
                 let part = unsafe {
-                    let ptr = NonNull::new_unchecked(whole.storage.ptr.as_ptr().cast::<f32>().add(at));
+                    let ptr =
+                        NonNull::new_unchecked(whole.storage.ptr.as_ptr().cast::<f32>().wrapping_add(at));
                     Tensor::from_raw(device, ptr.cast(), shape, DType::F32, whole.clone())
                 };
                 at += part.len();
@@ -68,22 +69,57 @@ impl FlatBuffer {
         self.parts[i] = Some(part);
     }
 
-    /// All values, for reading.
+    /// A copy of all values on the host.
+    pub fn values(&self) -> Result<Vec<f32>> {
+        assert!(self.parts.iter().all(Option::is_some), "a part is still out for writing");
+        self.whole.values()
+    }
+
+    /// Overwrites all values, of which there must be as many. No handle on a part may be held.
+    pub fn set(&mut self, values: &[f32]) -> Result<()> {
+        let Some(mut whole) = self.whole_on_device() else {
+            self.all_mut().copy_from_slice(values);
+            return Ok(());
+        };
+        let device = whole.device().clone();
+        whole.copy_from(&Tensor::from_slice(&device, &[values.len()], values)?)
+    }
+
+    /// All values as one tensor for a kernel to read and write; `None` on the CPU, which has slices for that.
     ///
     /// # Panics
-    /// When a part is out for writing.
+    /// When a handle on any part is still held outside.
+    pub(crate) fn whole_on_device(&mut self) -> Option<Tensor> {
+        let device = self.whole.device().clone();
+        device.gpu()?;
+        self.expect_alone();
+        let (ptr, n) = (self.whole.storage.ptr, self.len());
+        // SAFETY: the memory is the device's, never borrowed as a slice, and lives as long as the Arc; what is launched
+        // on it runs in the order in which it was launched.
+        Some(unsafe { Tensor::from_raw(&device, ptr, &[n], DType::F32, self.whole.clone()) })
+    }
+
+    fn expect_alone(&mut self) {
+        let alone = self.parts.iter_mut().all(|p| p.as_mut().is_some_and(Tensor::is_unique));
+        assert!(alone, "the whole is written only while no part is held");
+    }
+
+    /// All values, for reading, in host memory.
+    ///
+    /// # Panics
+    /// When a part is out for writing, or the values are on a CUDA device.
     pub fn all(&self) -> &[f32] {
         assert!(self.parts.iter().all(Option::is_some), "a part is still out for writing");
         self.whole.f32()
     }
 
-    /// All values, for writing.
+    /// All values, for writing, in host memory.
     ///
     /// # Panics
-    /// When a handle on any part is still held outside.
+    /// When a handle on any part is still held outside, or the values are on a CUDA device.
     pub fn all_mut(&mut self) -> &mut [f32] {
-        let alone = self.parts.iter_mut().all(|p| p.as_mut().is_some_and(Tensor::is_unique));
-        assert!(alone, "the whole is written only while no part is held");
+        self.expect_alone();
+        assert!(self.whole.device().gpu().is_none(), "the values are on {:?}", self.whole.device());
         let (ptr, n) = (self.whole.storage.ptr.as_ptr().cast::<f32>(), self.whole.len());
         // SAFETY: every part is home and unique, so no slice of the memory exists; `&mut self` keeps it so.
         unsafe { std::slice::from_raw_parts_mut(ptr, n) }

@@ -165,6 +165,28 @@ impl Tensor {
         Self::holding(device, shape, DType::Bf16, &halves)
     }
 
+    /// What `make` gives, to be read. A CUDA device is given it once for each `name`, which says all that it depends on,
+    /// and keeps it as long as it lives.
+    pub(crate) fn constant(
+        device: &Device,
+        name: String,
+        shape: &[usize],
+        make: impl FnOnce() -> Vec<f32>,
+    ) -> Result<Self> {
+        let Some(gpu) = device.gpu() else { return Self::from_slice(device, shape, &make()) };
+        let at = gpu.constant(format!("{name} {shape:?}"), make)?;
+        let ptr = NonNull::new(at as *mut u8).ok_or_else(|| Error::cuda(&name, "is at no address"))?;
+        let owner = Owner::Foreign { writable: false, _keep: Arc::new(()) };
+        // Sound: the device keeps what is there, and the tensor keeps the device.
+        Ok(Self::foreign(device, ptr, shape, DType::F32, owner))
+    }
+
+    /// A copy of its own, on the same device.
+    pub fn copied(&self) -> Result<Self> {
+        let one = [&[1], self.shape()].concat();
+        Self::stack(&[&self.clone().reshape(&one)?])?.reshape(self.shape())
+    }
+
     /// 64-bit words for a kernel to read, each in the place of two f32.
     pub(crate) fn of_words(device: &Device, words: &[u64]) -> Result<Self> {
         let halves: &[f32] = bytemuck::cast_slice(words);

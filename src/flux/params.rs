@@ -41,7 +41,7 @@ impl Weights {
         let mut map = HashMap::new();
         for (i, name) in params.names().iter().enumerate() {
             let view = params.master(i);
-            map.insert(name.clone(), (Tensor::from_slice(device, view.shape(), view.f32())?, None));
+            map.insert(name.clone(), (view.to(device)?.copied()?, None));
         }
         Ok(Self { map: Arc::new(map) })
     }
@@ -133,7 +133,7 @@ pub fn adapter_params(device: &Device, files: &[&AdapterFile]) -> Result<ParamSe
                 params.push((
                     format!("{}.{module}.{half}.weight", file.name),
                     t.shape().to_vec(),
-                    t.f32().to_vec(),
+                    t.values()?,
                 ));
             }
         }

@@ -5,6 +5,7 @@ use super::transformer::{Flux, Inputs};
 use crate::autograd::{Tape, Var};
 use crate::engine::Tensor;
 use crate::ops::AdapterSet;
+use crate::ops::embed::NoiseLevels;
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ pub struct Conditions {
     pub txt: Tensor,
     /// Pooled text embedding `[B, pooled]`.
     pub pooled: Tensor,
+    /// The pooled embeddings of all samples are equal.
+    pub same_text: bool,
     /// How many equal tokens each text token stands for.
     pub text_multiplicity: f32,
     /// Position ids of the image tokens.
@@ -44,14 +47,16 @@ pub fn sample<'a>(
     };
     let sigmas = sampling_sigmas(steps, tokens);
     let text = given.txt.shape().get(1).copied().unwrap_or(0);
-    let mut x = Tensor::from_slice(noise.device(), noise.shape(), noise.f32())?;
+    let mut x = noise.clone();
     for (step, pair) in sigmas.windows(2).enumerate() {
+        let sigma = NoiseLevels::new(noise.device(), &vec![pair[0]; batch])?;
         let inputs = Inputs {
             img: Var::constant(x.clone()),
             cond: Some(Var::constant(given.cond.clone())),
             txt: Var::constant(given.txt.clone()),
             pooled: Var::constant(given.pooled.clone()),
-            sigma: vec![pair[0]; batch],
+            same_text: given.same_text,
+            sigma: sigma.clone(),
             guidance: vec![given.guidance; batch],
             img_ids: given.img_ids.clone(),
             txt_ids: vec![[0.0; 3]; text].into(),
@@ -62,8 +67,7 @@ pub fn sample<'a>(
             recompute: false,
         };
         let v = flux.forward(&Tape::no_grad(), &inputs)?;
-        drop(inputs);
-        euler(x.f32_mut(), v.value().f32(), pair[0], pair[1])?;
+        x = euler(&x, v.value(), &sigma.sigma, pair[1])?;
         observe(step, v.value(), &x);
     }
     Ok(x)

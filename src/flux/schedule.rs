@@ -6,7 +6,9 @@
 //! ```
 //! Source: diffusers' `FlowMatchEulerDiscreteScheduler` with FLUX.1-dev's settings; σ stays f32 (METHOD §1).
 
-use crate::{Error, Result};
+use crate::Result;
+use crate::engine::Tensor;
+use crate::ops::blend::{Blend, Factor};
 
 /// Distinct noise levels in training; the time embedding's unit (it is given `TRAIN_STEPS · σ`).
 pub const TRAIN_STEPS: usize = 1000;
@@ -45,19 +47,10 @@ pub fn sampling_sigmas(steps: usize, image_tokens: usize) -> Vec<f32> {
     shifted.chain([0.0]).collect()
 }
 
-/// One Euler step in place: `x ← x + (sigma_next − sigma)·velocity`.
-pub fn euler(x: &mut [f32], velocity: &[f32], sigma: f32, sigma_next: f32) -> Result<()> {
-    if x.len() != velocity.len() {
-        return Err(Error::shape(
-            "euler",
-            format!("{} velocities for a sample of {}; they must be as many", velocity.len(), x.len()),
-        ));
-    }
-    let step = sigma_next - sigma;
-    for (x, v) in x.iter_mut().zip(velocity) {
-        *x += step * v;
-    }
-    Ok(())
+/// One Euler step from each sample's `sigma` `[B]` to `sigma_next`: `x + (sigma_next − sigma)·velocity`.
+pub fn euler(x: &Tensor, velocity: &Tensor, sigma: &Tensor, sigma_next: f32) -> Result<Tensor> {
+    let step = Factor { at_0: sigma_next, slope: -1.0 };
+    Blend { x: Factor::constant(1.0), y: step }.of(x, velocity, sigma)
 }
 
 /// The learning rate of update `update` (from 0) under a linear warm-up: `base · min(1, update/warmup)`.
@@ -92,6 +85,7 @@ impl LrSchedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Device;
     use crate::flux::weights::SafeFile;
 
     fn golden() -> SafeFile {
@@ -145,11 +139,14 @@ mod tests {
                     assert_eq!(got[0], 0.0);
                 }
                 "step.prev_sample" => {
-                    let narrow = |n: &str| read(n).iter().map(|&v| v as f32).collect::<Vec<_>>();
-                    let mut x = narrow("step.sample");
+                    let d = Device::cpu();
+                    let one = |values: &[f32]| Tensor::from_slice(&d, &[1, values.len()], values).unwrap();
+                    let narrow = |n: &str| one(&read(n).iter().map(|&v| v as f32).collect::<Vec<_>>());
                     let s = sampling_sigmas(4, 1024);
-                    euler(&mut x, &narrow("step.model_output"), s[0], s[1]).unwrap();
-                    close(name, &wide(&x), &want, 1e-6);
+                    let sigma = one(&s[..1]).reshape(&[1]).unwrap();
+                    let x = narrow("step.sample");
+                    let x = euler(&x, &narrow("step.model_output"), &sigma, s[1]).unwrap();
+                    close(name, &wide(x.f32()), &want, 1e-6);
                 }
                 "step.sample" | "step.model_output" => {} // inputs of step.prev_sample
                 // What the reference makes of σ by rounding it to bf16: 500 distinct values instead of 1000. The engine
@@ -184,8 +181,9 @@ mod tests {
         assert_eq!(sampling_sigmas(1, 256), [1.0, 0.0]);
         assert_eq!(sampling_sigmas(0, 256), [0.0]);
         assert!(shift_mu(16_384) > 3.0, "extrapolated, not clamped");
-        let e = euler(&mut [0.0; 3], &[0.0; 2], 1.0, 0.5).unwrap_err().to_string();
-        assert!(e.contains("2 velocities") && e.contains('3'), "{e}");
+        let zeros = |shape: &[usize]| Tensor::zeros(&Device::cpu(), shape).unwrap();
+        let e = euler(&zeros(&[1, 3]), &zeros(&[1, 2]), &zeros(&[1]), 0.5).unwrap_err().to_string();
+        assert!(e.contains("[1, 2]") && e.contains("[1, 3]"), "{e}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::autograd::{Tape, Var};
 use crate::engine::Tensor;
 use crate::ops::attention::{Attention, GroupBias};
 use crate::ops::concat::{Concat, Narrow};
-use crate::ops::embed::{RopeTable, sinusoid};
+use crate::ops::embed::{NoiseLevels, RopeTable, sinusoid_constant};
 use crate::ops::linear::{Epilogue, Linear, Lora};
 use crate::ops::modulate::LnModulate;
 use crate::ops::qk_norm_rope::QkNormRope;
@@ -46,8 +46,11 @@ pub struct Inputs {
     pub txt: Var,
     /// Pooled text embedding `[B, pooled]`.
     pub pooled: Var,
-    /// Noise level σ of each sample.
-    pub sigma: Vec<f32>,
+    /// The pooled embeddings of all samples are equal, as they are in training: the condition's modulation is then
+    /// computed once for all that share adapters and guidance.
+    pub same_text: bool,
+    /// Noise level of each sample.
+    pub sigma: NoiseLevels,
     /// Guidance of each sample.
     pub guidance: Vec<f32>,
     /// Position ids of the image tokens (the condition's are the same).
@@ -155,7 +158,8 @@ impl<'a> Flux<'a> {
         let lora = Some((plan.lora_tokens.clone(), &plan.set));
         let x = self.linear(tape, "x_embedder", &stream, Epilogue::None, &[], lora)?;
         let txt = self.linear(tape, "context_embedder", &inputs.txt, Epilogue::None, &[], None)?;
-        let emb = self.time_embedding(tape, &inputs.sigma, &inputs.guidance, &inputs.pooled)?;
+        let levels = &inputs.sigma.embedding;
+        let emb = self.time_embedding(tape, levels, &inputs.guidance, &inputs.pooled)?;
         observe("mid.temb", emb.value());
         let emb = tape.one(Silu, &[&emb])?;
         let cond_emb = match &inputs.cond {
@@ -164,7 +168,8 @@ impl<'a> Flux<'a> {
                 let rows = plan.row_set.of_sample.len();
                 let pooled = Var::constant(inputs.pooled.value().leading(rows));
                 let pooled = if rows == inputs.sigma.len() { inputs.pooled.clone() } else { pooled };
-                let e = self.time_embedding(tape, &vec![0.0; rows], &inputs.guidance[..rows], &pooled)?;
+                let clean = sinusoid_constant(pooled.value().device(), &vec![0.0; rows])?;
+                let e = self.time_embedding(tape, &clean, &inputs.guidance[..rows], &pooled)?;
                 Some(tape.one(Silu, &[&e])?)
             }
         };
@@ -197,10 +202,7 @@ impl<'a> Flux<'a> {
             return Err(Error::shape(OP, detail));
         }
         // The condition's modulation depends on the sample only through its adapters, unless guidance or text differ.
-        let pooled = inputs.pooled.value();
-        let rows = pooled.f32().chunks_exact(pooled.width().max(1));
-        let same = inputs.guidance.windows(2).all(|g| g[0] == g[1])
-            && rows.clone().zip(rows.skip(1)).all(|(a, b)| a == b);
+        let same = inputs.same_text && inputs.guidance.windows(2).all(|g| g[0] == g[1]);
         let shared = same && !inputs.pooled.tracked() && inputs.adapters.sets.len() <= batch;
         let set = inputs.adapters.clone();
         let (row_set, map): (Arc<AdapterSet>, RowMap) = if shared {
@@ -237,12 +239,8 @@ impl<'a> Flux<'a> {
         })
     }
 
-    /// `time(1000σ) + guidance(1000g) + pooled`, each an MLP with SiLU. `[rows, D]`
-    fn time_embedding(&self, tape: &Tape<'a>, sigma: &[f32], guidance: &[f32], pooled: &Var) -> Result<Var> {
-        let device = pooled.value().device();
-        let times = |v: &[f32]| -> Result<Var> {
-            Ok(Var::constant(sinusoid(device, &v.iter().map(|v| v * 1000.0).collect::<Vec<_>>())?))
-        };
+    /// `time(1000σ) + guidance(1000g) + pooled`, each an MLP with SiLU; the first is given as its sinusoid. `[rows, D]`
+    fn time_embedding(&self, tape: &Tape<'a>, sigma: &Tensor, guidance: &[f32], pooled: &Var) -> Result<Var> {
         let mlp = |name: &str, x: &Var, sum: Option<&Var>| {
             let h =
                 self.linear(tape, &format!("time_text_embed.{name}.linear_1"), x, Epilogue::None, &[], None)?;
@@ -253,9 +251,10 @@ impl<'a> Flux<'a> {
                 None => self.linear(tape, &name, &h, Epilogue::None, &[], None),
             }
         };
-        let mut e = mlp("timestep_embedder", &times(sigma)?, None)?;
+        let mut e = mlp("timestep_embedder", &Var::constant(sigma.clone()), None)?;
         if self.config.guidance_embeds {
-            e = mlp("guidance_embedder", &times(guidance)?, Some(&e))?;
+            let guidance = sinusoid_constant(pooled.value().device(), &NoiseLevels::times(guidance))?;
+            e = mlp("guidance_embedder", &Var::constant(guidance), Some(&e))?;
         }
         mlp("text_embedder", pooled, Some(&e))
     }

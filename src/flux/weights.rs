@@ -116,9 +116,10 @@ impl SafeFile {
 
     /// A tensor to compute with: [`SafeFile::tensor`], refused unless every value is a finite number.
     pub fn weight(&self, name: &str, device: &Device) -> Result<Tensor> {
-        let t = self.tensor(name, device)?;
-        if let Some(i) = simd::first_non_finite(t.f32()) {
-            let (value, shape) = (t.f32()[i], t.shape());
+        let info = self.info(name)?;
+        let (values, shape) = (self.f32s(name, info)?, &info.shape);
+        if let Some(i) = simd::first_non_finite(&values) {
+            let value = values[i];
             return Err(Error::format(
                 &self.path,
                 format!(
@@ -128,7 +129,7 @@ impl SafeFile {
                 ),
             ));
         }
-        Ok(t)
+        Tensor::from_slice(device, shape, &values)
     }
 
     /// A tensor as it is stored where that is BF16, as f32 otherwise (see [`SafeFile::tensor`]).
@@ -370,10 +371,11 @@ pub fn write_safetensors(
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         for (_, t) in &sorted {
+            let values = t.values().map_err(std::io::Error::other)?;
             match t.dtype() {
-                DType::F32 => out.write_all(bytemuck::cast_slice(t.f32()))?,
+                DType::F32 => out.write_all(bytemuck::cast_slice(&values))?,
                 DType::Bf16 => {
-                    let half: Vec<bf16> = t.to_f32().iter().map(|&v| bf16::from_f32(v)).collect();
+                    let half: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
                     out.write_all(bytemuck::cast_slice(&half))?;
                 }
             }

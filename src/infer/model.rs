@@ -130,6 +130,7 @@ impl Model {
             cond: pack(&cond)?,
             txt: Tensor::zeros(device, &[lq.len(), 1, self.config.joint_attention_dim])?,
             pooled: Tensor::zeros(device, &[lq.len(), self.config.pooled_projection_dim])?,
+            same_text: true,
             text_multiplicity: TEXT_TOKENS as f32,
             img_ids: grid_ids(h / 2, w / 2),
             guidance: 0.0,
@@ -137,8 +138,8 @@ impl Model {
         };
         let x = sample(&flux, &pack(&noise)?, &given, steps, &mut |_, _, _| {})?;
         let planes = tape.one(Unpack { height: h, width: w }, &[&Var::constant(x)])?;
-        let images = planes.value().f32().chunks_exact(c * h * w);
-        images.map(|z| Ok(self.codec.decode(z, h, w)?.clamped())).collect()
+        let values = planes.value().values()?;
+        values.chunks_exact(c * h * w).map(|z| Ok(self.codec.decode(z, h, w)?.clamped())).collect()
     }
 }
 

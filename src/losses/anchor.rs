@@ -7,12 +7,17 @@
 //! in v: `2/N·(ω_a/n·(v − v_ref) + [sample < b]·ω_m/b·(v − target))`, N values per sample. Differentiable in v and in
 //! the loss.
 
-use crate::engine::{Tensor, simd};
-use crate::ops::{Op, Save, Slot};
+use crate::engine::cuda::Gpu;
+use crate::engine::{Device, Tensor, simd};
+use crate::ops::reduce::{Mean, MeanSquare};
+use crate::ops::{Case, Op, Save, Slot, cuda, random};
 use crate::{Error, Result};
 use rayon::prelude::*;
 
 const NAME: &str = "anchor";
+const SOURCE: &str = "anchor.cu";
+/// Values of a sample that a block of the kernel takes.
+const PIECE: usize = 4096;
 
 /// The weights; inputs v, v_ref, target, loss; one output, a scalar.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,8 +31,20 @@ pub struct Anchor {
 }
 
 impl Anchor {
-    /// The two means: distance of all samples to the reference, and of the winners to their targets.
-    pub fn errors(&self, v: &Tensor, v_ref: &Tensor, target: &Tensor) -> (f64, f64) {
+    /// The two means, each a scalar: distance of all samples to the reference, and of the winners to their targets.
+    pub fn errors(&self, v: &Tensor, v_ref: &Tensor, target: &Tensor) -> Result<[Tensor; 2]> {
+        let mean = |target: &Tensor| {
+            let op = |op: &dyn Op, inputs: &[&Tensor]| {
+                let out = op.forward(inputs, &mut Save::nothing())?.pop();
+                out.ok_or_else(|| Error::shape(NAME, "a mean gave no output"))
+            };
+            op(&Mean, &[&op(&MeanSquare, &[v, target])?])
+        };
+        Ok([mean(v_ref)?, mean(&target.leading(self.winners))?])
+    }
+
+    /// The same in f64, on the CPU.
+    fn means(&self, v: &Tensor, v_ref: &Tensor, target: &Tensor) -> (f64, f64) {
         let n = v_ref.len();
         let winners = self.winners * v_ref.stride0();
         let mean = |a: &[f32], b: &[f32]| {
@@ -41,11 +58,42 @@ impl Anchor {
         let (v, target) = (v.f32(), target.f32());
         (mean(&v[..n], v_ref.f32()), mean(&v[..winners], &target[..winners]))
     }
+
+    /// The loss and the gradient in v, by `kernels/anchor.cu`.
+    fn forward_cuda(&self, gpu: &Gpu, inputs: [&Tensor; 4], gradient: &mut Tensor) -> Result<Tensor> {
+        let [v, v_ref, target, loss] = inputs;
+        let (samples, each) = (v_ref.shape()[0], v_ref.stride0());
+        let pieces = each.div_ceil(PIECE);
+        // f64: two f32 each.
+        let mut partial = Tensor::empty(v.device(), &[samples * pieces * 2, 2])?;
+        let [a, m] = self.slopes(samples, each);
+        let int = |n| cuda::int(NAME, n);
+        let kernel = gpu.kernel(SOURCE, "anchor_fwd_f32")?;
+        let launch = gpu.launch(&kernel, [pieces, samples, 1], cuda::THREADS);
+        let launch = launch.read_part(v, 4 * samples * each).read(v_ref).read(target).write(gradient);
+        let launch = launch.write(&mut partial).value(cuda::long(each)).value(int(self.winners)?);
+        launch.value(a).value(m).run()?;
+        let mut out = Tensor::empty(v.device(), &[])?;
+        let kernel = gpu.kernel(SOURCE, "anchor_fwd_sum_f32")?;
+        let launch = gpu.launch(&kernel, [1, 1, 1], 32).read(&partial).read(loss).write(&mut out);
+        let launch = launch.value(int(samples)?).value(int(self.winners)?).value(int(pieces)?);
+        let launch = launch.value(each as f64).value(f64::from(self.reference));
+        launch.value(f64::from(self.flow_matching)).run()?;
+        Ok(out)
+    }
+
+    /// What the two differences are multiplied by in the gradient, of `n` samples of `each` values.
+    fn slopes(&self, n: usize, each: usize) -> [f32; 2] {
+        [2.0 * self.reference / (n * each) as f32, 2.0 * self.flow_matching / (self.winners * each) as f32]
+    }
 }
 
 impl Op for Anchor {
     fn name(&self) -> &'static str {
         NAME
+    }
+    fn cuda(&self) -> bool {
+        true
     }
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         let &[v, v_ref, target, loss] = inputs else {
@@ -64,11 +112,15 @@ impl Op for Anchor {
                 ),
             ));
         }
-        let (anchor, mix) = self.errors(v, v_ref, target);
         let mut gradient = Tensor::empty(v.device(), v_ref.shape())?;
+        if let Some(gpu) = v.device().gpu() {
+            let out = self.forward_cuda(gpu, [v, v_ref, target, loss], &mut gradient)?;
+            save.keep(&gradient);
+            return Ok(vec![out]);
+        }
+        let (anchor, mix) = self.means(v, v_ref, target);
         let each = v_ref.stride0();
-        let a = 2.0 * self.reference / (n * each) as f32;
-        let m = 2.0 * self.flow_matching / (self.winners * each) as f32;
+        let [a, m] = self.slopes(n, each);
         let rows = gradient.f32_mut().par_chunks_mut(each).enumerate();
         rows.for_each(|(i, g)| {
             let [v, r, t] = [v, v_ref, target].map(|x| &x.f32()[i * each..][..each]);
@@ -88,6 +140,12 @@ impl Op for Anchor {
         slots: &mut [Option<Slot>],
     ) -> Result<()> {
         let Some(dy) = grads[0] else { return Ok(()) };
+        if let Some(gpu) = dy.device().gpu() {
+            if let Some(slot) = &mut slots[0] {
+                cuda::add_scaled(gpu, dy, &saved[0], slot)?;
+            }
+            return slots[3].as_mut().map_or(Ok(()), |slot| slot.add(dy));
+        }
         if let Some(slot) = &mut slots[0] {
             simd::axpy(dy.item(), saved[0].f32(), &mut slot.adding()[..saved[0].len()]);
         }
@@ -98,12 +156,21 @@ impl Op for Anchor {
     }
 }
 
+/// Some winners among some samples; then with the reference's samples behind them.
+pub fn cases(device: &Device) -> Vec<Case> {
+    let case = |more: usize| {
+        let planes = |n: usize, seed| random(device, &[n, 2, 3, 2], seed, 1.0);
+        let op = Anchor { reference: 0.5, flow_matching: 0.25, winners: 2 };
+        let inputs = vec![planes(3 + more, 2), planes(3, 3), planes(3, 4), random(device, &[], 1, 1.0)];
+        Case::new(format!("anchor/3+{more}"), op, inputs).constant(&[1, 2]).leading(3)
+    };
+    [0, 3].map(case).into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::autograd::gradcheck::{TOLERANCE, check};
-    use crate::engine::Device;
-    use crate::ops::random;
 
     fn inputs(n: usize, more: usize) -> [Tensor; 4] {
         let d = Device::cpu_poisoned();

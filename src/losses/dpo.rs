@@ -9,8 +9,9 @@
 //! The losers share the winner, which receives both gradients. All in f64, rounded once. Saves the gaps' gradient. At
 //! the first step policy and reference agree, every gap is 0, and each of the L losses is ln 2.
 
-use crate::engine::{DType, Tensor};
-use crate::ops::{Op, Save, Slot};
+use crate::engine::cuda::Gpu;
+use crate::engine::{DType, Device, Tensor};
+use crate::ops::{Case, Op, Save, Slot, cuda, random};
 use crate::{Error, Result};
 
 const NAME: &str = "preference";
@@ -73,22 +74,18 @@ impl Preference {
     }
 
     /// Pairs per kind of loser.
-    fn pairs(&self, gaps: &[f32]) -> Result<usize> {
+    fn pairs(&self, gaps: usize) -> Result<usize> {
         let kinds = self.losers + 1;
         if !(1..=2).contains(&self.losers) {
             return Err(Error::shape(NAME, format!("{} kinds of losers, wanted 1 or 2", self.losers)));
         }
-        if gaps.is_empty() || !gaps.len().is_multiple_of(kinds) {
+        if gaps == 0 || !gaps.is_multiple_of(kinds) {
             return Err(Error::shape(
                 NAME,
-                format!(
-                    "{} gaps are not winners and {} kinds of losers in equal parts",
-                    gaps.len(),
-                    self.losers
-                ),
+                format!("{gaps} gaps are not winners and {} kinds of losers in equal parts", self.losers),
             ));
         }
-        Ok(gaps.len() / kinds)
+        Ok(gaps / kinds)
     }
 
     /// The arguments, loser kind by loser kind.
@@ -99,9 +96,21 @@ impl Preference {
         losers.iter().zip(winners.iter().cycle()).map(argument).collect()
     }
 
+    fn forward_cuda(&self, gpu: &Gpu, gaps: &Tensor, b: usize, save: &mut Save) -> Result<Vec<Tensor>> {
+        let mut gradient = Tensor::empty(gaps.device(), gaps.shape())?;
+        let mut loss = Tensor::empty(gaps.device(), &[])?;
+        let kernel = gpu.kernel("dpo.cu", "preference_fwd_f32")?;
+        let launch = gpu.launch(&kernel, [1, 1, 1], cuda::THREADS).read(gaps);
+        let launch = launch.write(&mut gradient).write(&mut loss);
+        let launch = launch.value(cuda::int(NAME, b)?).value(cuda::int(NAME, self.losers)?);
+        launch.value(f64::from(self.beta_eff)).value(f64::from(self.loser_weight)).run()?;
+        save.keep(&gradient);
+        Ok(vec![loss])
+    }
+
     /// What the log says of these gaps.
     pub fn stats(&self, gaps: &[f32]) -> Result<Stats> {
-        let b = self.pairs(gaps)?;
+        let b = self.pairs(gaps.len())?;
         let arguments = self.arguments(gaps, b);
         let loss = |a: &[f64]| mean(a.iter().map(|&a| neg_log_sigmoid(a))) as f32;
         let gap = |g: &[f32]| mean(g.iter().map(|&g| f64::from(g))) as f32;
@@ -126,6 +135,9 @@ impl Op for Preference {
     fn name(&self) -> &'static str {
         NAME
     }
+    fn cuda(&self) -> bool {
+        true
+    }
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         let &[gaps] = inputs else {
             return Err(Error::shape(NAME, format!("{} inputs were given, 1 is wanted", inputs.len())));
@@ -133,7 +145,10 @@ impl Op for Preference {
         if gaps.shape().len() != 1 || gaps.dtype() != DType::F32 {
             return Err(Error::shape(NAME, format!("the gaps are {gaps:?}, wanted F32 of one dimension")));
         }
-        let b = self.pairs(gaps.f32())?;
+        let b = self.pairs(gaps.len())?;
+        if let Some(gpu) = gaps.device().gpu() {
+            return self.forward_cuda(gpu, gaps, b, save);
+        }
         let arguments = self.arguments(gaps.f32(), b);
         let loss: f64 = arguments.chunks(b).map(|a| mean(a.iter().map(|&a| neg_log_sigmoid(a)))).sum();
         let mut gradient = vec![0f64; gaps.len()];
@@ -153,6 +168,9 @@ impl Op for Preference {
         slots: &mut [Option<Slot>],
     ) -> Result<()> {
         if let (Some(slot), Some(dy)) = (&mut slots[0], grads[0]) {
+            if let Some(gpu) = dy.device().gpu() {
+                return cuda::add_scaled(gpu, dy, &saved[0], slot);
+            }
             let dy = dy.item();
             slot.put(&saved[0].f32().iter().map(|g| dy * g).collect::<Vec<_>>());
         }
@@ -160,12 +178,20 @@ impl Op for Preference {
     }
 }
 
+/// One and two kinds of losers, with and without a weight.
+pub fn cases(device: &Device) -> Vec<Case> {
+    let case = |(losers, loser_weight, b): (usize, f32, usize)| {
+        let op = Preference { beta_eff: 2.5, losers, loser_weight };
+        let gaps = random(device, &[(losers + 1) * b], 4, 0.6);
+        Case::new(format!("preference/{losers}x{b}"), op, vec![gaps])
+    };
+    [(1, 0.5, 4), (2, 1.0, 3)].map(case).into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::autograd::gradcheck::{TOLERANCE, check};
-    use crate::engine::Device;
-    use crate::ops::random;
     use std::f32::consts::LN_2;
 
     fn loss(op: Preference, gaps: &[f32]) -> f32 {

@@ -6,45 +6,34 @@
 //! ε is white: colour enters the metric only. The loss on v is [`MeanSquare`](crate::ops::reduce::MeanSquare).
 
 use crate::engine::{DType, Tensor};
+use crate::ops::blend::{Blend, Factor};
 use crate::{Error, Result};
-use rayon::prelude::*;
 
 const NAME: &str = "flow_matching";
 
 /// The noised sample x_σ and the target velocity v*.
 pub fn noised(x: &Tensor, eps: &Tensor, sigma: &Tensor) -> Result<(Tensor, Tensor)> {
     check(x, eps, "eps", sigma)?;
-    let (mut x_sigma, mut v_star) =
-        (Tensor::empty(x.device(), x.shape())?, Tensor::empty(x.device(), x.shape())?);
-    let each = x.stride0().max(1);
-    let samples = x_sigma.f32_mut().par_chunks_mut(each).zip(v_star.f32_mut().par_chunks_mut(each));
-    let inputs = x.f32().par_chunks(each).zip(eps.f32().par_chunks(each)).zip(sigma.f32());
-    samples.zip(inputs).for_each(|((x_sigma, v_star), ((x, eps), &sigma))| {
-        for i in 0..x.len() {
-            x_sigma[i] = (1.0 - sigma) * x[i] + sigma * eps[i];
-            v_star[i] = eps[i] - x[i];
-        }
-    });
+    let x_sigma = Blend { x: Factor::REST, y: Factor::SIGMA }.of(x, eps, sigma)?;
+    let v_star = Blend { x: Factor::constant(-1.0), y: Factor::constant(1.0) }.of(x, eps, sigma)?;
     Ok((x_sigma, v_star))
 }
 
 /// The clean estimate x̂ a velocity stands for.
 pub fn clean_estimate(x_sigma: &Tensor, v: &Tensor, sigma: &Tensor) -> Result<Tensor> {
     check(x_sigma, v, "v", sigma)?;
-    let mut x = Tensor::empty(v.device(), v.shape())?;
-    let each = v.stride0().max(1);
-    let inputs = x_sigma.f32().par_chunks(each).zip(v.f32().par_chunks(each)).zip(sigma.f32());
-    x.f32_mut().par_chunks_mut(each).zip(inputs).for_each(|(x, ((x_sigma, v), &sigma))| {
-        x.iter_mut().zip(x_sigma.iter().zip(v)).for_each(|(x, (xs, v))| *x = xs - sigma * v);
-    });
-    Ok(x)
+    Blend { x: Factor::constant(1.0), y: Factor { at_0: 0.0, slope: -1.0 } }.of(x_sigma, v, sigma)
 }
 
+/// σ is looked at where it is at hand; a device's memory is not waited for.
 fn check(x: &Tensor, other: &Tensor, what: &str, sigma: &Tensor) -> Result<()> {
     other.expect(NAME, what, x.shape())?;
     sigma.expect(NAME, "sigma", &x.shape()[..x.shape().len().min(1)])?;
     if let Some(t) = [x, other, sigma].into_iter().find(|t| t.dtype() != DType::F32) {
         return Err(Error::shape(NAME, format!("an input is {:?}, wanted F32", t.dtype())));
+    }
+    if sigma.device().gpu().is_some() {
+        return Ok(());
     }
     match sigma.f32().iter().enumerate().find(|(_, s)| !(0.0..=1.0).contains(*s)) {
         Some((b, s)) => Err(Error::shape(NAME, format!("sigma of sample {b} is {s}, wanted 0 to 1"))),

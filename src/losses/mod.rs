@@ -8,3 +8,11 @@ pub mod anchor;
 pub mod dpo;
 pub mod flow_matching;
 pub mod riesz;
+
+use crate::engine::Device;
+use crate::ops::Case;
+
+/// The cases of the losses that are ops.
+pub fn cases(device: &Device) -> Vec<Case> {
+    [dpo::cases(device), anchor::cases(device)].into_iter().flatten().collect()
+}

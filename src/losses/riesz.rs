@@ -7,9 +7,14 @@
 //! Among all δ with E_s(δ) ≤ ρ² it makes ⟨g, δ⟩ lowest, and E_s(δ*) = ρ². g is the gradient of the reference policy's
 //! Euclidean residual energy with respect to the clean endpoint on the coupled path. Where g is 0, so is δ*.
 
-use crate::engine::Tensor;
+use crate::engine::cuda::Gpu;
+use crate::engine::{Device, Tensor};
+use crate::ops::cuda;
 use crate::ops::sobolev::{Metric, Sobolev};
 use crate::{Error, Result};
+
+/// Values of a sample that a block of the kernel sums.
+const PIECE: usize = 4096;
 
 /// The operators of one s: `(I − Δ)^s` and its inverse. A clone shares their plans.
 #[derive(Clone)]
@@ -35,6 +40,10 @@ impl Riesz {
             return Err(Error::shape("riesz", format!("the radius of sample {b} is {r}, wanted at least 0")));
         }
         let each = g.stride0().max(1);
+        if let Some(gpu) = g.device().gpu() {
+            scale_cuda(gpu, g, &mut delta, rho)?;
+            return Ok(delta);
+        }
         let samples = delta.f32_mut().chunks_exact_mut(each).zip(g.f32().chunks_exact(each));
         for ((delta, g), &rho) in samples.zip(rho) {
             let product: f64 = g.iter().zip(&*delta).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
@@ -51,12 +60,33 @@ impl Riesz {
         self.forward.energy(field)
     }
 
-    /// The H^s cosine of every sample of two fields; 0 where one of them vanishes.
+    /// The H^s cosine of every sample of two fields; 0 where one of them vanishes. A figure to be logged now and then:
+    /// it is computed on the CPU, whichever device the fields are on.
     pub fn cosine(&self, a: &Tensor, b: &Tensor) -> Result<Vec<f32>> {
+        let cpu = Device::cpu();
+        let (a, b) = (&a.to(&cpu)?, &b.to(&cpu)?);
         let product = self.forward.inner(a, b)?;
         let norms = self.energy(a)?.into_iter().zip(self.energy(b)?).map(|(a, b)| (a * b).sqrt());
         Ok(product.into_iter().zip(norms).map(|(p, n)| if n == 0.0 { 0.0 } else { (p / n) as f32 }).collect())
     }
+}
+
+/// δ ← −ρ/‖g‖·δ of every sample, δ being A⁻¹ g, by `kernels/riesz.cu`.
+fn scale_cuda(gpu: &Gpu, g: &Tensor, delta: &mut Tensor, rho: &[f32]) -> Result<()> {
+    const SOURCE: &str = "riesz.cu";
+    let (samples, each) = (g.shape()[0], g.stride0());
+    let pieces = each.div_ceil(PIECE);
+    let name = format!("riesz radii {rho:?}");
+    let rho = Tensor::constant(g.device(), name, &[samples], || rho.to_vec())?;
+    // f64: two f32 each.
+    let mut partial = Tensor::empty(g.device(), &[samples * pieces, 2])?;
+    let kernel = gpu.kernel(SOURCE, "riesz_dot_f32")?;
+    let launch = gpu.launch(&kernel, [pieces, samples, 1], cuda::THREADS).read(g).read(delta);
+    launch.write(&mut partial).value(cuda::long(each)).run()?;
+    let kernel = gpu.kernel(SOURCE, "riesz_scale_f32")?;
+    let launch = gpu.launch(&kernel, [cuda::blocks(gpu, each), samples, 1], cuda::THREADS);
+    let launch = launch.write_or_add(delta, true).read(&partial).read(&rho);
+    launch.value(cuda::long(each)).value(cuda::int("riesz", pieces)?).run()
 }
 
 /// The H^s cosine of every sample of two fields [B, C, H, W]; 0 where one of them vanishes.
@@ -67,7 +97,6 @@ pub fn h_s_cosine(a: &Tensor, b: &Tensor, s: f64) -> Result<Vec<f32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Device;
     use crate::ops::colored_noise::ColoredNoise;
     use crate::ops::{Op, Save, random};
 

@@ -80,6 +80,30 @@ pub fn clip_factor(norm: f32, max_norm: f32) -> f32 {
     if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
 
+/// What an update is to make of the gradients it is given.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gradients {
+    /// One over the number of micro-batches whose sum they are.
+    pub share: f32,
+    /// The norm of their mean is clipped to this; 0: not.
+    pub max_norm: f32,
+}
+
+impl Gradients {
+    /// Those of one micro-batch.
+    pub const fn of_one(max_norm: f32) -> Self {
+        Self { share: 1.0, max_norm }
+    }
+    /// The norm of their mean.
+    pub fn norm(self, g: &[f32]) -> f32 {
+        norm(g) * self.share
+    }
+    /// What they are multiplied by where that is `norm`.
+    pub fn factor(self, norm: f32) -> f32 {
+        clip_factor(norm, self.max_norm) * self.share
+    }
+}
+
 /// One update of all parameters: `sizes` lists `(values, weight decay applies)` in arena order.
 pub fn update(step: &Step, sizes: &[(usize, bool)], w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
     let mut at = 0;

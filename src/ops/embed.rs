@@ -17,19 +17,63 @@ pub const WIDTH: usize = 256;
 
 /// `[n, 256]`: the sinusoidal embedding of `n` values (1000·σ, 1000·guidance).
 pub fn sinusoid(device: &Device, values: &[f32]) -> Result<Tensor> {
+    Tensor::from_slice(device, &[values.len(), WIDTH], &sinusoids(values))
+}
+
+/// The same for values that do not change from step to step: a CUDA device keeps it.
+pub fn sinusoid_constant(device: &Device, values: &[f32]) -> Result<Tensor> {
+    Tensor::constant(device, format!("sinusoid {values:?}"), &[values.len(), WIDTH], || sinusoids(values))
+}
+
+/// The embeddings of `values`, one row of 256 each.
+pub fn sinusoids(values: &[f32]) -> Vec<f32> {
     const HALF: usize = WIDTH / 2;
     let minus_ln = -(10_000f64.ln()) as f32;
     let frequencies: Vec<f32> =
         (0..HALF).map(|i| f64::from(minus_ln * i as f32 / HALF as f32).exp() as f32).collect();
-    let mut out = Tensor::empty(device, &[values.len(), WIDTH])?;
-    for (row, &v) in out.f32_mut().chunks_exact_mut(WIDTH).zip(values) {
+    let mut out = vec![0.0; values.len() * WIDTH];
+    for (row, &v) in out.chunks_exact_mut(WIDTH).zip(values) {
         let (cos, sin) = row.split_at_mut(HALF);
         for ((c, s), &f) in cos.iter_mut().zip(sin).zip(&frequencies) {
             let angle = f64::from(v * f);
             (*c, *s) = (angle.cos() as f32, angle.sin() as f32);
         }
     }
-    Ok(out)
+    out
+}
+
+/// The noise levels of a batch: as the flow wants them, and as the model is given them.
+#[derive(Clone, Debug)]
+pub struct NoiseLevels {
+    /// σ of each sample, `[B]`.
+    pub sigma: Tensor,
+    /// The sinusoidal embedding of 1000·σ, `[B, 256]`.
+    pub embedding: Tensor,
+}
+
+impl NoiseLevels {
+    /// Those of `sigma`.
+    pub fn new(device: &Device, sigma: &[f32]) -> Result<Self> {
+        let embedding = sinusoid(device, &Self::times(sigma))?;
+        Ok(Self { sigma: Tensor::from_slice(device, &[sigma.len()], sigma)?, embedding })
+    }
+    /// What the embedding is of: 1000·σ.
+    pub fn times(sigma: &[f32]) -> Vec<f32> {
+        sigma.iter().map(|v| v * 1000.0).collect()
+    }
+    /// Those of several batches, one after the other.
+    pub fn stack(parts: &[&Self]) -> Result<Self> {
+        let all = |f: fn(&Self) -> &Tensor| Tensor::stack(&parts.iter().map(|p| f(p)).collect::<Vec<_>>());
+        Ok(Self { sigma: all(|p| &p.sigma)?, embedding: all(|p| &p.embedding)? })
+    }
+    /// How many samples.
+    pub fn len(&self) -> usize {
+        self.sigma.len()
+    }
+    /// True for no sample.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// Cosines and sines of the rotary embedding, one row of `half` angles per token.

@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 pub mod adamw;
 pub mod attention;
+pub mod blend;
 pub mod colored_noise;
 pub mod concat;
-mod cuda;
+pub(crate) mod cuda;
 pub mod embed;
 pub mod gelu;
 pub mod linear;
@@ -411,6 +412,7 @@ pub fn given(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
 pub fn cases(device: &Device) -> Vec<Case> {
     [
         attention::cases(device),
+        blend::cases(device),
         colored_noise::cases(device),
         concat::cases(device),
         gelu::cases(device),

@@ -159,7 +159,8 @@ fn per_sample(planes: &[f64], c: usize, area: usize) -> Vec<f64> {
 /// How a CUDA device transforms planes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// In one block by radices of 8 and 4: square planes of 8, 16, 32 or 64.
+    /// In one block by radices of 16, 8 and 4: square planes of 8, 16, 32, 64 or, where the device has the shared memory,
+    /// 128.
     Radix,
     /// In one block by the matrix of the DFT: planes of at most 64×64.
     Matrix,
@@ -291,6 +292,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
     let routes = vec![
         routed(Route::Radix, [2, 3, 8, 8]),
         routed(Route::Radix, [2, 3, 32, 32]),
+        routed(Route::Radix, [2, 2, 128, 128]),
         routed(Route::Matrix, [2, 2, 64, 64]),
         routed(Route::Matrix, [2, 2, 33, 48]),
         routed(Route::CuFft, [2, 2, 64, 64]),

@@ -84,7 +84,7 @@ fn adapter(
     same(context, (&weights, &live, acting.clone()), model.clone(), name)?;
     let (with, without) =
         (velocities(context, model)?, velocities(context, (&weights, &live, acting[..own].to_vec()))?);
-    if with.f32() == without.f32() {
+    if with.values()? == without.values()? {
         let text =
             format!("warning: {name} changes nothing: with it and without it the model gives the same");
         context.progress.say(&text);
@@ -100,8 +100,8 @@ fn velocities(context: &Context, (weights, adapters, acting): Parts) -> Result<T
 
 /// Refuses an export that, read back, is not the model that was trained.
 fn same(context: &Context, live: Parts, stored: Parts, name: &str) -> Result<()> {
-    let (live, stored) = (velocities(context, live)?, velocities(context, stored)?);
-    let differ = live.f32().iter().zip(stored.f32()).filter(|(a, b)| a.to_bits() != b.to_bits());
+    let (live, stored) = (velocities(context, live)?.values()?, velocities(context, stored)?.values()?);
+    let differ = live.iter().zip(&stored).filter(|(a, b)| a.to_bits() != b.to_bits());
     let worst = differ.map(|(a, b)| (a - b).abs()).max_by(f32::total_cmp);
     match worst {
         None => Ok(()),

@@ -10,6 +10,7 @@ mod evaluation;
 mod export;
 pub mod init;
 pub mod log;
+mod micro;
 pub mod monitor;
 pub mod objective;
 pub mod options;

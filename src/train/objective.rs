@@ -5,12 +5,14 @@
 //! half, the policy's, carries gradients.
 
 use crate::autograd::{Leaves, Tape, Var};
-use crate::engine::{Device, Tensor};
+use crate::engine::Tensor;
 use crate::flux::transformer::{Flux, Inputs, TEXT_TOKENS, grid_ids};
 use crate::losses::anchor::Anchor;
 use crate::losses::dpo::{Preference, Stats};
 use crate::losses::flow_matching::noised;
 use crate::losses::riesz::Riesz;
+use crate::ops::blend::{Blend, Factor};
+use crate::ops::embed::NoiseLevels;
 use crate::ops::negative::CoupledNegative;
 use crate::ops::patch::{Pack, Unpack};
 use crate::ops::reduce::{Mean, MeanSquare};
@@ -45,7 +47,7 @@ pub fn velocity<'a>(
     tape: &Tape<'a>,
     x: &Var,
     cond: &Tensor,
-    sigma: &[f32],
+    sigma: &NoiseLevels,
     adapters: AdapterSet,
     mode: Mode,
 ) -> Result<Var> {
@@ -60,7 +62,8 @@ pub fn velocity<'a>(
         cond: Some(Var::constant(cond.clone())),
         txt: Var::constant(Tensor::zeros(device, &[batch, txt, flux.config.joint_attention_dim])?),
         pooled: Var::constant(Tensor::zeros(device, &[batch, flux.config.pooled_projection_dim])?),
-        sigma: sigma.to_vec(),
+        same_text: true,
+        sigma: sigma.clone(),
         guidance: vec![0.0; batch],
         img_ids: grid_ids(height / 2, width / 2),
         txt_ids: vec![[0.0; 3]; txt].into(),
@@ -81,18 +84,14 @@ pub fn flow_matching<'a>(
     x: &Tensor,
     cond: &Tensor,
     noise: &Tensor,
-    sigma: &[f32],
+    sigma: &NoiseLevels,
     adapters: AdapterSet,
     mode: Mode,
 ) -> Result<Var> {
-    let (x_sigma, target) = noised(x, noise, &sigma_tensor(x.device(), sigma)?)?;
+    let (x_sigma, target) = noised(x, noise, &sigma.sigma)?;
     let v = velocity(flux, tape, &Var::constant(x_sigma), cond, sigma, adapters, mode)?;
     let per_sample = tape.one(MeanSquare, &[&v, &Var::constant(target)])?;
     tape.one(Mean, &[&per_sample])
-}
-
-fn sigma_tensor(device: &Device, sigma: &[f32]) -> Result<Tensor> {
-    Tensor::from_slice(device, &[sigma.len()], sigma)
 }
 
 /// Where adversarial losers come from.
@@ -174,20 +173,22 @@ pub struct Pairs {
     /// ε of the dataset losers.
     pub noise_loser: Tensor,
     /// σ of the winners.
-    pub sigma_winner: Vec<f32>,
+    pub sigma_winner: NoiseLevels,
     /// σ of the dataset losers.
-    pub sigma_loser: Vec<f32>,
+    pub sigma_loser: NoiseLevels,
 }
 
 /// What a step computed. Batches of `streams·b`: winners, dataset losers, adversarial losers (if any).
 pub struct Outcome {
     /// The loss.
     pub loss: Var,
-    /// The preference part of it.
-    pub stats: Stats,
-    /// Mean squared distances of the policy to the reference and of its winners to their targets, where one of them
-    /// is in the loss.
-    pub held: Option<(f64, f64)>,
+    /// The gaps of all pairs, of which [`Preference::stats`] makes what the log says.
+    pub gaps: Tensor,
+    /// The preference part of the loss.
+    pub preference: Preference,
+    /// Mean squared distances of the policy to the reference and of its winners to their targets, each a scalar, where
+    /// one of them is in the loss.
+    pub held: Option<[Tensor; 2]>,
     /// The policy's velocities.
     pub v_policy: Tensor,
     /// The reference's velocities.
@@ -198,6 +199,13 @@ pub struct Outcome {
     pub v_adversary: Option<Tensor>,
     /// Clean adversarial losers and their noisy latents, if any.
     pub negative: Option<Negative>,
+}
+
+impl Outcome {
+    /// What the log says of the preference losses. Waits for the device.
+    pub fn stats(&self) -> Result<Stats> {
+        self.preference.stats(&self.gaps.values()?)
+    }
 }
 
 /// A synthesised loser.
@@ -221,11 +229,9 @@ pub fn as_dpo<'a>(
     mode: Mode,
 ) -> Result<Outcome> {
     let b = pairs.winner.shape()[0];
-    let device = pairs.winner.device();
-    let (sigma_w, sigma_l) =
-        (sigma_tensor(device, &pairs.sigma_winner)?, sigma_tensor(device, &pairs.sigma_loser)?);
-    let (x_w, target_w) = noised(&pairs.winner, &pairs.noise_winner, &sigma_w)?;
-    let (x_l, target_l) = noised(&pairs.loser, &pairs.noise_loser, &sigma_l)?;
+    let (sigma_w, sigma_l) = (&pairs.sigma_winner, &pairs.sigma_loser);
+    let (x_w, target_w) = noised(&pairs.winner, &pairs.noise_winner, &sigma_w.sigma)?;
+    let (x_l, target_l) = noised(&pairs.loser, &pairs.noise_loser, &sigma_l.sigma)?;
 
     let mut v_adversary = None;
     let negative = match objective.adversary {
@@ -233,34 +239,34 @@ pub fn as_dpo<'a>(
         Adversary::Lora => {
             let set = AdapterSet::uniform(policies.adversary.clone(), b);
             let x = Var::constant(x_w.clone());
-            let v = velocity(flux, &Tape::no_grad(), &x, &pairs.cond, &pairs.sigma_winner, set, mode)?;
+            let v = velocity(flux, &Tape::no_grad(), &x, &pairs.cond, sigma_w, set, mode)?;
             let v = v.value().clone();
-            let negative = coupled(objective.lambda, &pairs.winner, &x_w, &target_w, &v, &sigma_w)?;
+            let negative = coupled(objective.lambda, &pairs.winner, &x_w, &target_w, &v, &sigma_w.sigma)?;
             v_adversary = Some(v);
             Some(negative)
         }
         Adversary::Riesz => {
             let delta =
                 riesz_perturbation(flux, objective, &policies.reference, pairs, &x_w, &target_w, mode)?;
-            Some(perturbed(&pairs.winner, &x_w, &target_w, &delta, &pairs.sigma_winner)?)
+            Some(perturbed(&pairs.winner, &x_w, &target_w, &delta, &sigma_w.sigma)?)
         }
     };
 
     let mut x = vec![&x_w, &x_l];
     let mut target = vec![&target_w, &target_l];
-    let mut sigma = [pairs.sigma_winner.as_slice(), &pairs.sigma_loser].concat();
+    let mut sigma = vec![sigma_w, sigma_l];
     if let Some(n) = &negative {
         x.push(&n.x_sigma);
         target.push(&n.target);
-        sigma.extend_from_slice(&pairs.sigma_winner);
+        sigma.push(sigma_w);
     }
     let streams = x.len();
     let n = streams * b;
     let twice = |t: &[&Tensor]| Tensor::stack(&[t, t].concat());
     let set = AdapterSet::runs(&[(policies.policy.clone(), n), (policies.reference.clone(), n)]);
     let cond = Tensor::stack(&vec![&pairs.cond; 2 * streams])?;
-    let v =
-        velocity(flux, tape, &Var::constant(twice(&x)?), &cond, &[&sigma[..], &sigma].concat(), set, mode)?;
+    let sigma = NoiseLevels::stack(&[&sigma[..], &sigma].concat())?;
+    let v = velocity(flux, tape, &Var::constant(twice(&x)?), &cond, &sigma, set, mode)?;
     let target = Tensor::stack(&target)?;
     let v_reference = v.value().rows(n..2 * n)?;
     let (reference, wanted) = (Var::constant(v_reference.clone()), Var::constant(target.clone()));
@@ -269,17 +275,17 @@ pub fn as_dpo<'a>(
         loser_weight: objective.loser_weight,
         ..Preference::new(objective.beta_eff, streams - 1)
     };
-    let stats = preference.stats(gaps.value().f32())?;
     let mut loss = tape.one(preference, &[&gaps])?;
     let mut held = None;
     if objective.anchor > 0.0 || objective.sft_mix > 0.0 {
         let anchor = Anchor { reference: objective.anchor, flow_matching: objective.sft_mix, winners: b };
-        held = Some(anchor.errors(v.value(), &v_reference, &target));
+        held = Some(anchor.errors(v.value(), &v_reference, &target)?);
         loss = tape.one(anchor, &[&v, &reference, &wanted, &loss])?;
     }
     Ok(Outcome {
         loss,
-        stats,
+        gaps: gaps.value().clone(),
+        preference,
         held,
         v_policy: v.value().leading(n),
         v_reference,
@@ -315,14 +321,9 @@ fn coupled(
     Ok(Negative { x: x.value().clone(), x_sigma: x_sigma.value().clone(), target: target.value().clone() })
 }
 
-/// `t + factor(σ_b)·delta`, sample by sample.
-fn moved(t: &Tensor, delta: &Tensor, sigma: &[f32], factor: impl Fn(f32) -> f32) -> Result<Tensor> {
-    let mut out = Tensor::from_slice(t.device(), t.shape(), t.f32())?;
-    let n = t.stride0();
-    for ((out, delta), &s) in out.f32_mut().chunks_exact_mut(n).zip(delta.f32().chunks_exact(n)).zip(sigma) {
-        crate::engine::simd::axpy(factor(s), delta, out);
-    }
-    Ok(out)
+/// `t + factor·delta`, sample by sample.
+fn moved(t: &Tensor, delta: &Tensor, sigma: &Tensor, factor: Factor) -> Result<Tensor> {
+    Blend { x: Factor::constant(1.0), y: factor }.of(t, delta, sigma)
 }
 
 /// The loser at `x + δ` with the winner's noise.
@@ -331,12 +332,12 @@ fn perturbed(
     x_sigma: &Tensor,
     target: &Tensor,
     delta: &Tensor,
-    sigma: &[f32],
+    sigma: &Tensor,
 ) -> Result<Negative> {
     Ok(Negative {
-        x: moved(x, delta, sigma, |_| 1.0)?,
-        x_sigma: moved(x_sigma, delta, sigma, |s| 1.0 - s)?,
-        target: moved(target, delta, sigma, |_| -1.0)?,
+        x: moved(x, delta, sigma, Factor::constant(1.0))?,
+        x_sigma: moved(x_sigma, delta, sigma, Factor::REST)?,
+        target: moved(target, delta, sigma, Factor::constant(-1.0))?,
     })
 }
 
@@ -355,10 +356,10 @@ pub fn riesz_perturbation<'a>(
     let x = tape.input(x_w.clone(), b);
     let set = AdapterSet::uniform(reference.to_vec(), b);
     let v = velocity(flux, &tape, &x, &pairs.cond, &pairs.sigma_winner, set, mode)?;
-    let mut r = Tensor::from_slice(x_w.device(), x_w.shape(), v.value().f32())?;
-    crate::engine::simd::axpy(-1.0, target_w.f32(), r.f32_mut());
+    let sigma = &pairs.sigma_winner.sigma;
+    let r = moved(v.value(), target_w, sigma, Factor::constant(-1.0))?;
     tape.backward(&v, Some(r.clone()))?;
     let jr = tape.grad(&x).ok_or_else(|| Error::shape("riesz", "the reference gave no gradient"))?;
-    let g = moved(&r, &jr, &pairs.sigma_winner, |s| 1.0 - s)?;
+    let g = moved(&r, &jr, sigma, Factor::REST)?;
     Riesz::new(objective.metric.s).direction(&g, &vec![objective.rho; b])
 }

@@ -4,24 +4,50 @@
 use super::checkpoint::{self, Beside, Checkpoint, TrainState};
 use super::export;
 use super::log::{Logs, StageSummary};
+use super::micro::{Coming, Loader, Micro, Micros, Prepared, first_step_is_ln2};
 use super::monitor::{Coefficients, Monitor, steer_beta};
 use super::options::{Named, StageName};
 use super::stages::{Artifacts, Context, Plan};
 use super::validation::Policy;
-use crate::autograd::ParamSet;
-use crate::ops::adamw::{AdamW, clip_factor};
+use crate::ops::adamw::{AdamW, Gradients};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// An update that was asked for, and whose numbers are on their way.
+struct Pending {
+    step: usize,
+    lr: f32,
+    beta: f32,
+    micros: Vec<Coming>,
+    begun: Instant,
+}
 
 /// What one update gave: its loss and what to log beside it, averaged over its micro-batches.
 struct Update {
     loss: f64,
     norm: f32,
-    lr: f32,
     fields: Vec<(&'static str, f64)>,
     preference: Option<Coefficients>,
+}
+
+/// A stage under way: its micro-batches, those that are being made, and the update whose numbers are not read yet.
+struct Underway<'c> {
+    micros: Micros<'c>,
+    batches: Receiver<Result<Prepared>>,
+    pending: VecDeque<Pending>,
+    /// When this session began, and after how many steps.
+    begun: (Instant, usize),
+}
+
+impl Underway<'_> {
+    /// Sends the next micro-batch to the device, if there is one.
+    fn send(&mut self) -> Result<()> {
+        self.batches.recv().map_or(Ok(()), |batch| self.micros.send(&batch?))
+    }
 }
 
 impl Context<'_> {
@@ -47,30 +73,21 @@ impl Context<'_> {
         if state.step == 0 {
             self.look(&plan, &mut state, logs)?;
         }
-        let (begun, first) = (Instant::now(), state.step);
-        while state.step < o.steps {
-            let before = Instant::now();
-            let update = self.update(&plan, &mut state)?;
-            let samples = ((state.step - first) * o.batch * o.accumulation) as f64;
-            let rate = samples / begun.elapsed().as_secs_f64();
-            self.log(&mut state, &update, (before, rate), logs)?;
-            self.progress.step(update.loss, rate);
-            let last = state.step == o.steps;
-            if last || (o.validate_every > 0 && state.step.is_multiple_of(o.validate_every)) {
-                self.look(&plan, &mut state, logs)?;
-            }
-            if last {
-                break;
-            }
-            let stop = self.stop.load(Ordering::Relaxed);
-            let every = [o.checkpoint_every, self.config.run.keep_every];
-            if stop || every.iter().any(|&n| n > 0 && state.step.is_multiple_of(n)) {
-                self.save(&state, made, logs)?;
-            }
-            if stop {
-                return Err(self.interrupted(&state));
-            }
-        }
+        let loader = Loader::new(self, &plan);
+        std::thread::scope(|scope| {
+            // While one micro-batch is computed the next is on its way to the device and the one after it is made.
+            let (sender, batches) = sync_channel(1);
+            let micros = (state.step * o.accumulation) as u64..(o.steps * o.accumulation) as u64;
+            scope.spawn(move || micros.map(|i| loader.prepare(i)).try_for_each(|batch| sender.send(batch)));
+            let mut underway = Underway {
+                micros: Micros::new(self, &plan, &loader)?,
+                batches,
+                pending: VecDeque::new(),
+                begun: (Instant::now(), state.step),
+            };
+            underway.send()?;
+            self.steps(&plan, &mut state, &mut underway, made, logs)
+        })?;
         export::export(self, &plan, &mut state.params, made)?;
         self.save(&state, made, logs)?;
         if let Some(summary) = StageSummary::of_run(self.out)?.into_iter().find(|s| s.name == name) {
@@ -79,70 +96,125 @@ impl Context<'_> {
         if self.stop.load(Ordering::Relaxed) { Err(self.interrupted(&state)) } else { Ok(()) }
     }
 
-    /// One update: micro-batches, guards, clip, AdamW.
-    fn update(&self, plan: &Plan, state: &mut TrainState) -> Result<Update> {
+    /// The updates that are left, with the looks and checkpoints between them.
+    fn steps(
+        &self,
+        plan: &Plan,
+        state: &mut TrainState,
+        underway: &mut Underway,
+        made: &Artifacts,
+        logs: &mut Logs,
+    ) -> Result<()> {
         let o = self.config.stage(plan.stage);
-        let params = &mut state.params;
-        let (mut loss, mut preference) = (0.0, None::<Coefficients>);
-        let mut fields: Vec<(&'static str, f64, usize)> = Vec::new();
-        params.reset_grads();
-        for k in 0..o.accumulation {
-            let index = (state.step * o.accumulation + k) as u64;
-            let micro = self.micro(plan, params, index, state.beta)?;
-            loss += f64::from(micro.loss) / o.accumulation as f64;
-            for (name, value) in micro.fields {
-                match fields.iter_mut().find(|f| f.0 == name) {
-                    Some(field) => (field.1, field.2) = (field.1 + value, field.2 + 1),
-                    None => fields.push((name, value, 1)),
-                }
+        // A device is given a step before the numbers of the one before are read; but the first step's are looked at
+        // at once, and where β follows them they are waited for.
+        let ahead = self.device.gpu().is_some() && self.config.preference.auto_beta == 0.0;
+        while state.step < o.steps {
+            self.launch(plan, state, underway)?;
+            let keep = usize::from(ahead && state.step > 1);
+            self.finish(state, underway, keep, logs)?;
+            let last = state.step == o.steps;
+            let stop = self.stop.load(Ordering::Relaxed);
+            let due = |every: usize| every > 0 && state.step.is_multiple_of(every);
+            let look = last || due(o.validate_every);
+            let save = !last && (stop || due(o.checkpoint_every) || due(self.config.run.keep_every));
+            if look || save {
+                self.finish(state, underway, 0, logs)?;
             }
-            if let Some(c) = micro.preference {
-                let share = 1.0 / o.accumulation as f64;
-                let sum = preference.get_or_insert(Coefficients { coefficient: 0.0, negative_margins: 0.0 });
-                sum.coefficient += share * c.coefficient;
-                sum.negative_margins += share * c.negative_margins;
+            if look {
+                self.look(plan, state, logs)?;
+            }
+            if save {
+                self.save(state, made, logs)?;
+            }
+            if stop && !last {
+                return Err(self.interrupted(state));
             }
         }
-        let share = 1.0 / o.accumulation as f32;
-        let norm = params.grad_norm() * share;
-        if !loss.is_finite() || !norm.is_finite() {
-            return Err(self.not_finite(plan.stage, state.step, loss, &state.params));
+        Ok(())
+    }
+
+    /// Asks for one update: micro-batches, clip, AdamW.
+    fn launch(&self, plan: &Plan, state: &mut TrainState, underway: &mut Underway) -> Result<()> {
+        let o = self.config.stage(plan.stage);
+        let (begun, beta) = (Instant::now(), state.beta);
+        let params = &mut state.params;
+        params.reset_grads();
+        let mut micros = Vec::with_capacity(o.accumulation);
+        for k in 0..o.accumulation {
+            let index = (state.step * o.accumulation + k) as u64;
+            micros.push(underway.micros.next(params, index, beta)?);
+            underway.send()?;
         }
         let lr = o.lr_at(state.step);
         let opt = AdamW { beta1: o.beta1, beta2: o.beta2, eps: o.eps, weight_decay: o.weight_decay };
         let decays = plan.decays(params);
-        params.step(&opt, lr, clip_factor(norm, o.clip) * share, |i| decays[i]);
+        let gradients = Gradients { share: 1.0 / o.accumulation as f32, max_norm: o.clip };
+        let norm = params.step(&opt, lr, gradients, |i| decays[i])?;
+        underway.micros.push(&norm)?;
+        underway.pending.push_back(Pending { step: state.step, lr, beta, micros, begun });
         state.step += 1;
-        let p = &self.config.preference;
-        if let (Some(c), true) = (preference, p.auto_beta > 0.0) {
-            state.beta = steer_beta(state.beta, p.beta, c.coefficient, p.auto_beta);
-        }
-        let fields = fields.into_iter().map(|(name, sum, n)| (name, sum / n as f64)).collect();
-        Ok(Update { loss, norm, lr, fields, preference })
+        Ok(())
     }
 
-    /// Writes the line of the update that was just made. `time`, `seconds` and `samples_per_s` are the only fields that
+    /// Reads and logs the numbers of all pending updates but the last `keep`. An update that is not finite has changed
+    /// nothing, and ends the run here.
+    fn finish(
+        &self,
+        state: &mut TrainState,
+        underway: &mut Underway,
+        keep: usize,
+        logs: &mut Logs,
+    ) -> Result<()> {
+        while underway.pending.len() > keep {
+            let Some(mut pending) = underway.pending.pop_front() else { break };
+            let first = pending.step == 0;
+            let micros = std::mem::take(&mut pending.micros);
+            let micros = micros.into_iter().map(|c| underway.micros.read(c)).collect::<Result<Vec<_>>>()?;
+            if first {
+                first_step_is_ln2(&micros[0])?;
+            }
+            let mut update = Update::of(micros, underway.micros.take()?[0]);
+            if !update.loss.is_finite() || !update.norm.is_finite() {
+                return Err(self.not_finite(state, pending.step, update.loss)?);
+            }
+            let p = &self.config.preference;
+            if let (Some(c), true) = (update.preference, p.auto_beta > 0.0) {
+                update.fields.push(("beta", f64::from(pending.beta)));
+                state.beta = steer_beta(state.beta, p.beta, c.coefficient, p.auto_beta);
+            }
+            let (o, (begun, from)) = (self.config.stage(state.stage), underway.begun);
+            let samples = ((pending.step + 1 - from) * o.batch * o.accumulation) as f64;
+            let rate = samples / begun.elapsed().as_secs_f64();
+            self.log(state, &pending, &update, rate, logs)?;
+            self.progress.step(update.loss, rate);
+        }
+        Ok(())
+    }
+
+    /// Writes the line of an update whose numbers are here. `time`, `seconds` and `samples_per_s` are the only fields that
     /// are not a function of the configuration.
     fn log(
         &self,
         state: &mut TrainState,
+        pending: &Pending,
         update: &Update,
-        (before, rate): (Instant, f64),
+        rate: f64,
         logs: &mut Logs,
     ) -> Result<()> {
         let warnings = state.monitor.update(update.loss, update.preference.as_ref());
-        let step = state.step - 1;
+        let step = pending.step;
         let mut line = Map::new();
         line.insert("stage".into(), state.stage.name().into());
         line.insert("step".into(), step.into());
         line.insert("loss".into(), update.loss.into());
-        line.insert("lr".into(), decimal(update.lr));
+        line.insert("lr".into(), decimal(pending.lr));
         line.insert("grad_norm".into(), decimal(update.norm));
         line.extend(update.fields.iter().map(|&(name, value)| (name.to_owned(), Value::from(value))));
         if !warnings.is_empty() {
             line.insert("warnings".into(), json!(warnings));
         }
-        line.insert("seconds".into(), before.elapsed().as_secs_f64().into());
+        line.insert("seconds".into(), pending.begun.elapsed().as_secs_f64().into());
         line.insert("samples_per_s".into(), rate.into());
         line.insert("time".into(), now().into());
         logs.step(&line)?;
@@ -187,8 +259,8 @@ impl Context<'_> {
     }
 
     /// The error that names what stopped being a number, and the checkpoint that is still good.
-    fn not_finite(&self, stage: StageName, step: usize, loss: f64, params: &ParamSet) -> Error {
-        let (tensor, value) = match params.non_finite() {
+    fn not_finite(&self, state: &TrainState, step: usize, loss: f64) -> Result<Error> {
+        let (tensor, value) = match state.params.non_finite()? {
             _ if !loss.is_finite() => ("the loss".to_owned(), loss as f32),
             Some((name, value)) => (format!("the gradient of {name}"), value),
             None => ("the norm of the gradient".to_owned(), f32::INFINITY),
@@ -197,7 +269,33 @@ impl Context<'_> {
             Some(path) => format!("The last good checkpoint is {}", path.display()),
             None => "There is no checkpoint yet".to_owned(),
         };
-        Error::NonFinite { stage: stage.name().to_owned(), step, tensor, value, saved }
+        let stage = state.stage.name().to_owned();
+        Ok(Error::NonFinite { stage, step, tensor, value, saved })
+    }
+}
+
+impl Update {
+    /// The means over its micro-batches; a field that only some have is averaged over those.
+    fn of(micros: Vec<Micro>, norm: f32) -> Self {
+        let share = 1.0 / micros.len() as f64;
+        let (mut loss, mut preference) = (0.0, None::<Coefficients>);
+        let mut fields: Vec<(&'static str, f64, usize)> = Vec::new();
+        for micro in micros {
+            loss += f64::from(micro.loss) * share;
+            for (name, value) in micro.fields {
+                match fields.iter_mut().find(|f| f.0 == name) {
+                    Some(field) => (field.1, field.2) = (field.1 + value, field.2 + 1),
+                    None => fields.push((name, value, 1)),
+                }
+            }
+            if let Some(c) = micro.preference {
+                let sum = preference.get_or_insert(Coefficients { coefficient: 0.0, negative_margins: 0.0 });
+                sum.coefficient += share * c.coefficient;
+                sum.negative_margins += share * c.negative_margins;
+            }
+        }
+        let fields = fields.into_iter().map(|(name, sum, n)| (name, sum / n as f64)).collect();
+        Self { loss, norm, fields, preference }
     }
 }
 

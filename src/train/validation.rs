@@ -11,6 +11,7 @@ use crate::flux::params::{Adapter, Weights};
 use crate::flux::transformer::Flux;
 use crate::infer::model::{Model, SCALE};
 use crate::ops::AdapterSet;
+use crate::ops::embed::NoiseLevels;
 use crate::ops::patch::Pack;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -81,8 +82,7 @@ impl Validation {
             planes(images.map(|i| sampler.encode(i)).collect::<Result<_>>()?)
         };
         let cond = planes(pairs.iter().map(|p| sampler.condition(&p.lq)).collect::<Result<_>>()?)?;
-        let mut noise = Tensor::empty(device, &shape)?;
-        Philox::new(0, STREAM).normals(0, noise.f32_mut());
+        let noise = Philox::new(0, STREAM).tensor(device, &shape, 0)?;
         Ok(Self {
             hq_latents: encode(&mut pairs.iter().map(|p| &p.hq))?,
             bad_latents: encode(&mut bad.iter())?,
@@ -111,10 +111,10 @@ impl Validation {
             if towards_bad { (&self.bad, &self.bad_latents) } else { (&self.hq, &self.hq_latents) };
         let flux = policy.flux();
         let loss = SIGMAS.iter().map(|&sigma| {
-            let (sigmas, set) = (vec![sigma; self.lq.len()], policy.set(self.lq.len()));
+            let (sigmas, set) = (self.levels(sigma)?, policy.set(self.lq.len()));
             let tape = Tape::no_grad();
             let e = flow_matching(&flux, &tape, target, &self.cond, &self.noise, &sigmas, set, MODE)?;
-            Ok(f64::from(e.value().item()) / SIGMAS.len() as f64)
+            Ok(f64::from(e.value().values()?[0]) / SIGMAS.len() as f64)
         });
         let loss = loss.sum::<Result<f64>>()?;
         let model = Model {
@@ -138,10 +138,15 @@ impl Validation {
     /// Velocities `[B, C, H, W]` at the middle noise level: what two forms of one model must agree on.
     pub fn velocities(&self, policy: &Policy) -> Result<Tensor> {
         let x = Var::constant(self.noise.clone());
-        let sigma = vec![SIGMAS[SIGMAS.len() / 2]; self.lq.len()];
+        let sigma = self.levels(SIGMAS[SIGMAS.len() / 2])?;
         let set = policy.set(self.lq.len());
         let v = velocity(&policy.flux(), &Tape::no_grad(), &x, &self.cond, &sigma, set, MODE)?;
         Ok(v.value().clone())
+    }
+
+    /// One noise level for all crops.
+    fn levels(&self, sigma: f32) -> Result<NoiseLevels> {
+        NoiseLevels::new(self.noise.device(), &vec![sigma; self.lq.len()])
     }
 
     fn picture(&self, restored: &[Image], truth: &[Image], last: &str) -> Result<Image> {

@@ -9,7 +9,7 @@ use crate::flux::params::{Adapter, Weights, adapter_params};
 use crate::flux::transformer::{Flux, Inputs};
 use crate::flux::weights::Folder;
 use crate::ops::AdapterSet;
-use crate::ops::embed::RopeTable;
+use crate::ops::embed::{NoiseLevels, RopeTable};
 use crate::ops::reduce::{Mean, MeanSquare};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub(super) fn base_params(f: &Fixture, config: &FluxConfig, device: &Device) -> Result<ParamSet> {
     let folder = Folder::open(f.model_dir())?;
     let load = |(name, shape): (String, Vec<usize>)| {
-        let values = folder.tensor(&name, device)?.f32().to_vec();
+        let values = folder.tensor(&name, &Device::cpu())?.f32().to_vec();
         Ok((name, shape, values))
     };
     ParamSet::new(device, config.parameters().into_iter().map(load).collect::<Result<_>>()?)
@@ -54,7 +54,8 @@ pub(super) fn plain(f: &mut Fixture, device: &Device) -> Result<()> {
         cond: None,
         txt: txt.clone(),
         pooled: Var::constant(f.tensor("in.pooled_projections", device)?),
-        sigma,
+        same_text: false,
+        sigma: NoiseLevels::new(device, &sigma)?,
         guidance: f.f32s("in.guidance")?,
         img_ids,
         txt_ids,
@@ -70,7 +71,7 @@ pub(super) fn plain(f: &mut Fixture, device: &Device) -> Result<()> {
     })?;
     for name in f.names().iter().filter(|n| n.starts_with("mid.") && !n.starts_with("mid.rope")) {
         match seen.get(name) {
-            Some(t) => f.check(name, t.f32())?,
+            Some(t) => f.check(name, &t.values()?)?,
             None => {
                 // Recorded after a single block: text and image in one sequence.
                 let part = |half: &str| {
@@ -79,25 +80,26 @@ pub(super) fn plain(f: &mut Fixture, device: &Device) -> Result<()> {
                 };
                 let (txt, img) = (part("txt")?, part("img")?);
                 let (a, b) = (txt.stride0(), img.stride0());
-                let rows = txt.f32().chunks_exact(a).zip(img.f32().chunks_exact(b));
+                let (txt, img) = (txt.values()?, img.values()?);
+                let rows = txt.chunks_exact(a).zip(img.chunks_exact(b));
                 let joint: Vec<f32> = rows.flat_map(|(t, i)| t.iter().chain(i)).copied().collect();
                 f.check(name, &joint)?;
             }
         }
     }
-    f.check("out.sample", v.value().f32())?;
+    f.check("out.sample", &v.value().values()?)?;
     let loss = mse(&tape, &v, &target)?;
-    f.check("out.loss", &[loss.value().item()])?;
+    f.check("out.loss", &loss.value().values()?)?;
     tape.backward(&loss, None)?;
     for (name, var) in [("grad.hidden_states", &img), ("grad.encoder_hidden_states", &txt)] {
         let g = tape.grad(var).ok_or_else(|| f.error(format!("{name}: no gradient arrived")))?;
-        f.check(name, g.f32())?;
+        f.check(name, &g.values()?)?;
     }
-    params.take_back(tape.into_leaves());
+    params.take_back(tape.into_leaves())?;
     for name in f.names() {
         if let Some(weight) = name.strip_prefix("grad.weights.") {
             let id = params.find(weight).ok_or_else(|| f.error(format!("{name}: no such weight")))?;
-            f.check(&name, params.grad(id.0).f32())?;
+            f.check(&name, &params.grad(id.0).values()?)?;
         }
     }
     Ok(())
@@ -125,7 +127,7 @@ pub(super) fn conditioned(f: &mut Fixture, device: &Device) -> Result<()> {
         let flux = Flux { config: &config, weights: &weights, adapters: &adapters };
         let inputs = cond_inputs(f, &config, device, set, None)?;
         let v = flux.forward(&Tape::no_grad(), &inputs)?;
-        f.check(&name, v.value().f32())?;
+        f.check(&name, &v.value().values()?)?;
     }
     // Gradients of every adapter that has recorded ones.
     let trained: Vec<usize> = (0..names.len())
@@ -151,18 +153,18 @@ pub(super) fn conditioned(f: &mut Fixture, device: &Device) -> Result<()> {
     let inputs = cond_inputs(f, &config, device, set, Some((img.clone(), cond.clone())))?;
     let v = flux.forward(&tape, &inputs)?;
     let loss = mse(&tape, &v, &target)?;
-    f.check("out.loss", &[loss.value().item()])?;
+    f.check("out.loss", &loss.value().values()?)?;
     tape.backward(&loss, None)?;
     for (name, var) in [("grad.hidden_states", &img), ("grad.condition", &cond)] {
         let g = tape.grad(var).ok_or_else(|| f.error(format!("{name}: no gradient arrived")))?;
-        f.check(name, g.f32())?;
+        f.check(name, &g.values()?)?;
     }
-    params.take_back(tape.into_leaves());
+    params.take_back(tape.into_leaves())?;
     for name in f.names() {
         let Some(rest) = name.strip_prefix("grad.").filter(|r| r.contains(".transformer.")) else { continue };
         let full = rest.replacen(".transformer.", ".", 1);
         let id = params.find(&full).ok_or_else(|| f.error(format!("{name}: no such adapter parameter")))?;
-        f.check(&name, params.grad(id.0).f32())?;
+        f.check(&name, &params.grad(id.0).values()?)?;
     }
     Ok(())
 }
@@ -188,8 +190,9 @@ fn cond_inputs(
         cond: Some(cond),
         txt: Var::constant(Tensor::zeros(device, &[batch, 1, config.joint_attention_dim])?),
         pooled: Var::constant(Tensor::zeros(device, &[batch, config.pooled_projection_dim])?),
+        same_text: true,
         guidance: vec![0.0; batch],
-        sigma,
+        sigma: NoiseLevels::new(device, &sigma)?,
         img_ids: f.ids("in.img_ids")?,
         txt_ids: vec![[0.0; 3]].into(),
         text_multiplicity: 512.0,

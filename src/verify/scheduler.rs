@@ -2,10 +2,10 @@
 
 use super::fixture::Fixture;
 use crate::Result;
-use crate::engine::Device;
+use crate::engine::{Device, Tensor};
 use crate::flux::schedule::{euler, logit_normal, sampling_sigmas, shift_mu, sigma_of, warmup_lr};
 
-pub(super) fn replay(f: &mut Fixture, _: &Device) -> Result<()> {
+pub(super) fn replay(f: &mut Fixture, device: &Device) -> Result<()> {
     let steps = 1000;
     let train: Vec<f32> = (0..steps).map(|i| sigma_of((i as f32 + 0.5) / steps as f32)).collect();
     f.check("train.sigmas", &train)?;
@@ -45,9 +45,12 @@ pub(super) fn replay(f: &mut Fixture, _: &Device) -> Result<()> {
             f.check_f64(&name, &got)?;
         }
     }
-    let (sample, v) = (f.f32s("step.sample")?, f.f32s("step.model_output")?);
+    let whole = |t: Tensor| {
+        let n = t.len();
+        t.reshape(&[1, n])
+    };
+    let (x, v) = (whole(f.tensor("step.sample", device)?)?, whole(f.tensor("step.model_output", device)?)?);
     let sigmas = sampling_sigmas(4, 1024);
-    let mut x = sample;
-    euler(&mut x, &v, sigmas[0], sigmas[1])?;
-    f.check("step.prev_sample", &x)
+    let x = euler(&x, &v, &Tensor::from_slice(device, &[1], &sigmas[..1])?, sigmas[1])?;
+    f.check("step.prev_sample", &x.values()?)
 }

@@ -12,7 +12,8 @@ use crate::flux::transformer::Flux;
 use crate::flux::weights::Folder;
 use crate::losses::flow_matching::noised;
 use crate::ops::AdapterSet;
-use crate::ops::adamw::{AdamW, clip_factor};
+use crate::ops::adamw::{AdamW, Gradients};
+use crate::ops::embed::NoiseLevels;
 use crate::ops::patch::Pack;
 use crate::ops::sobolev::{Metric, Spectrum, Weight};
 use crate::train::objective::{
@@ -68,7 +69,7 @@ fn check_grads(f: &mut Fixture, prefix: &str, adapter: &str, params: &ParamSet) 
         let id = params
             .find(&format!("{adapter}.{rest}"))
             .ok_or_else(|| f.error(format!("{name}: no such parameter")))?;
-        f.check(&name, params.grad(id.0).f32())?;
+        f.check(&name, &params.grad(id.0).values()?)?;
     }
     Ok(())
 }
@@ -87,7 +88,7 @@ fn check_weights(
             .find(&format!("{adapter}.{rest}"))
             .ok_or_else(|| f.error(format!("{name}: no such parameter")))?;
         let grad = format!("{grads}transformer.{rest}");
-        f.check_adamw(&name, params.master(id.0).f32(), &grad, params.updates == 2, lr)?;
+        f.check_adamw(&name, &params.master(id.0).values()?, &grad, params.updates == 2, lr)?;
     }
     Ok(())
 }
@@ -101,13 +102,14 @@ pub(super) fn adversary(f: &mut Fixture, device: &Device) -> Result<()> {
     let batch = sigma.len();
     f.check("out.sigmas", &sigma)?;
     f.check("out.timesteps", &sigma.iter().map(|s| s * 1000.0).collect::<Vec<_>>())?;
-    let (noisy, target) = noised(&x, &noise, &Tensor::from_slice(device, &[batch], &sigma)?)?;
-    f.check("out.noisy", noisy.f32())?;
-    f.check("out.target_v", target.f32())?;
+    let sigma = NoiseLevels::new(device, &sigma)?;
+    let (noisy, target) = noised(&x, &noise, &sigma.sigma)?;
+    f.check("out.noisy", &noisy.values()?)?;
+    f.check("out.target_v", &target.values()?)?;
 
     let (sft, adv) = (f.adapter("base_sft", device)?, f.adapter("adv", device)?);
     let (opt, max_norm) = adamw(f)?;
-    let run = |trained: &[&AdapterFile]| -> Result<(ParamSet, Vec<f32>, f32)> {
+    let run = |trained: &[&AdapterFile]| -> Result<(ParamSet, Vec<f32>, Vec<f32>)> {
         let mut params = adapter_params(device, trained)?;
         let mut adapters = vec![if trained.len() == 2 {
             Adapter::trainable("base_sft", scale_of(&sft), &params)?
@@ -121,19 +123,19 @@ pub(super) fn adversary(f: &mut Fixture, device: &Device) -> Result<()> {
         let tape = Tape::new(params.leaves());
         let loss = flow_matching(&flux, &tape, &x, &cond, &noise, &sigma, set(), MODE)?;
         tape.backward(&loss, None)?;
-        params.take_back(tape.into_leaves());
-        Ok((params, v.value().f32().to_vec(), loss.value().item()))
+        params.take_back(tape.into_leaves())?;
+        Ok((params, v.value().values()?, loss.value().values()?))
     };
     let (both, ..) = run(&[&sft, &adv])?;
     let (mut params, pred, loss) = run(&[&adv])?;
-    f.check("out.norm_ref", &[both.grad_norm()])?;
+    f.check("out.norm_ref", &[both.grad_norm()?])?;
     f.check("out.pred", &pred)?;
-    f.check("out.loss", &[loss])?;
-    let norm = params.grad_norm();
+    f.check("out.loss", &loss)?;
+    let norm = params.grad_norm()?;
     f.check("out.norm_adv", &[norm])?;
     check_grads(f, "grad.", "adv", &params)?;
     let lr = f.number("/lr")?;
-    params.step(&opt, lr as f32, clip_factor(norm, max_norm), |_| true);
+    params.step(&opt, lr as f32, Gradients::of_one(max_norm), |_| true)?;
     check_weights(f, "intended.adv.", "grad.", "adv", &params, lr)?;
     f.leave_out(REFERENCE_QUIRK, |n| n.starts_with("ref."));
     Ok(())
@@ -148,18 +150,18 @@ pub(super) fn asdpo(f: &mut Fixture, device: &Device) -> Result<()> {
     f.check("mid.sigmas", &sigma)?;
     f.check("mid.timesteps", &sigma.iter().map(|s| s * 1000.0).collect::<Vec<_>>())?;
     let (noisy, target) = noised(&x, &noise, &Tensor::from_slice(device, &[2 * b], &sigma)?)?;
-    f.check("mid.noisy_latents", noisy.f32())?;
-    f.check("mid.target", target.f32())?;
+    f.check("mid.noisy_latents", &noisy.values()?)?;
+    f.check("mid.target", &target.values()?)?;
     let packed = Tape::no_grad().one(Pack, &[&Var::constant(noisy)])?;
-    f.check("mid.packed_noisy_latents", packed.value().f32())?;
+    f.check("mid.packed_noisy_latents", &packed.value().values()?)?;
     let pairs = Pairs {
         winner: x.rows(0..b)?,
         loser: x.rows(b..2 * b)?,
         cond: f.tensor("in.cond", device)?,
         noise_winner: noise.rows(0..b)?,
         noise_loser: noise.rows(b..2 * b)?,
-        sigma_winner: sigma[..b].to_vec(),
-        sigma_loser: sigma[b..].to_vec(),
+        sigma_winner: NoiseLevels::new(device, &sigma[..b])?,
+        sigma_loser: NoiseLevels::new(device, &sigma[b..])?,
     };
     let variants: Vec<String> =
         f.value("/variants")?.as_object().map(|o| o.keys().cloned().collect()).unwrap_or_default();
@@ -181,7 +183,7 @@ fn variant(f: &mut Fixture, model: &Model, pairs: &Pairs, name: &str, device: &D
     // The files hold B as drawn with a scale of 0.3.
     let b_scale = (number(f, "b_scale")? / 0.3) as f32;
     for m in dpo.modules.values_mut() {
-        let scaled: Vec<f32> = m.b.f32().iter().map(|v| v * b_scale).collect();
+        let scaled: Vec<f32> = m.b.values()?.iter().map(|v| v * b_scale).collect();
         m.b = Tensor::from_slice(device, m.b.shape(), &scaled)?;
     }
     // `also_sft`: with the gradients of base_sft too, which only the reference's clip norm looks at.
@@ -198,15 +200,15 @@ fn variant(f: &mut Fixture, model: &Model, pairs: &Pairs, name: &str, device: &D
         let tape = objective.tape(pairs.sigma_winner.len(), params.leaves());
         let out = as_dpo(&flux, &tape, &objective, &policies, pairs, MODE)?;
         tape.backward(&out.loss, None)?;
-        params.take_back(tape.into_leaves());
+        params.take_back(tape.into_leaves())?;
         Ok(out)
     };
     let mut both = adapter_params(device, &[&sft, &dpo])?;
     run(&mut both, true)?;
     let mut params = adapter_params(device, &[&dpo])?;
     let out = run(&mut params, false)?;
-    f.check(&format!("{name}.grad_norm_ref"), &[both.grad_norm()])?;
-    let norm = params.grad_norm();
+    f.check(&format!("{name}.grad_norm_ref"), &[both.grad_norm()?])?;
+    let norm = params.grad_norm()?;
     f.check(&format!("{name}.grad_norm_train_dpo"), &[norm])?;
     predictions(f, name, pairs, &out, &objective)?;
     check_grads(f, &format!("{name}.grad."), "train_dpo", &params)?;
@@ -227,51 +229,47 @@ fn variant(f: &mut Fixture, model: &Model, pairs: &Pairs, name: &str, device: &D
         let second_prefix = format!("{name}.intended.lr{lr}_step2.");
         let has_second = f.names().iter().any(|n| n.starts_with(&second_prefix));
         let mut stepped = adapter_params(device, &[&dpo])?;
-        stepped.grads_mut().copy_from_slice(&all_grads(&params));
-        stepped.step(&opt, rate as f32, clip_factor(norm, max_norm), |_| true);
+        stepped.set_grads(&params.grads()?)?;
+        stepped.step(&opt, rate as f32, Gradients::of_one(max_norm), |_| true)?;
         check_weights(f, &prefix, &grads, "train_dpo", &stepped, rate)?;
         if has_second {
             let second = run(&mut stepped, false)?;
-            f.check(&format!("{name}.intended.loss_step2"), &[second.loss.value().item()])?;
-            let norm = stepped.grad_norm();
+            f.check(&format!("{name}.intended.loss_step2"), &second.loss.value().values()?)?;
+            let norm = stepped.grad_norm()?;
             f.check(&format!("{name}.intended.grad_norm_step2"), &[norm])?;
-            stepped.step(&opt, rate as f32, clip_factor(norm, max_norm), |_| true);
+            stepped.step(&opt, rate as f32, Gradients::of_one(max_norm), |_| true)?;
             check_weights(f, &second_prefix, &grads, "train_dpo", &stepped, rate)?;
         }
     }
     Ok(())
 }
 
-fn all_grads(params: &ParamSet) -> Vec<f32> {
-    (0..params.names().len()).flat_map(|i| params.grad(i).f32().to_vec()).collect()
-}
-
 /// Everything the step computed on its way to the loss.
 fn predictions(f: &mut Fixture, name: &str, pairs: &Pairs, out: &Outcome, objective: &AsDpo) -> Result<()> {
     let at = |what: &str| format!("{name}.{what}");
     let b = pairs.sigma_winner.len();
-    f.check(&at("model_pred"), out.v_policy.f32())?;
-    f.check(&at("ref_pred"), out.v_reference.f32())?;
+    f.check(&at("model_pred"), &out.v_policy.values()?)?;
+    f.check(&at("ref_pred"), &out.v_reference.values()?)?;
     if let (Some(v), Some(n)) = (&out.v_adversary, &out.negative) {
-        f.check(&at("adv_pred"), v.f32())?;
-        f.check(&at("x1_hat_a"), n.x.f32())?;
-        f.check(&at("noisy_latents_adv"), n.x_sigma.f32())?;
-        f.check(&at("target_adv"), n.target.f32())?;
+        f.check(&at("adv_pred"), &v.values()?)?;
+        f.check(&at("x1_hat_a"), &n.x.values()?)?;
+        f.check(&at("noisy_latents_adv"), &n.x_sigma.values()?)?;
+        f.check(&at("target_adv"), &n.target.values()?)?;
         // The adversary's clean estimate x_σ − σ·v = x + σ·(v* − v).
         let stride = pairs.winner.stride0();
-        let (x, e, v) = (pairs.winner.f32(), pairs.noise_winner.f32(), v.f32());
+        let (x, e, v) = (pairs.winner.values()?, pairs.noise_winner.values()?, v.values()?);
+        let sigma = pairs.sigma_winner.sigma.values()?;
         let estimate: Vec<f32> =
-            (0..x.len()).map(|i| x[i] + pairs.sigma_winner[i / stride] * (e[i] - x[i] - v[i])).collect();
+            (0..x.len()).map(|i| x[i] + sigma[i / stride] * (e[i] - x[i] - v[i])).collect();
         f.check(&at("x1_adv"), &estimate)?;
     }
     // Energies of the residuals: gaps to a reference that hits the target.
     let energies = |v: &Tensor| -> Result<Vec<f32>> {
         let target = Var::constant(out.target.clone());
-        Ok(Tape::no_grad()
+        Tape::no_grad()
             .one(objective.gap.clone(), &[&Var::constant(v.clone()), &target, &target])?
             .value()
-            .f32()
-            .to_vec())
+            .values()
     };
     for (who, v) in [("model", &out.v_policy), ("ref", &out.v_reference)] {
         let e = energies(v)?;
@@ -288,7 +286,7 @@ fn predictions(f: &mut Fixture, name: &str, pairs: &Pairs, out: &Outcome, object
             &[(e.iter().map(|&v| f64::from(v)).sum::<f64>() / e.len() as f64) as f32],
         )?;
     }
-    let s = &out.stats;
+    let s = &out.stats()?;
     let arguments = &s.arguments;
     for (i, argument) in arguments.chunks(b).enumerate() {
         let key =
@@ -297,7 +295,7 @@ fn predictions(f: &mut Fixture, name: &str, pairs: &Pairs, out: &Outcome, object
     }
     f.check(&at("loss_dpo_data"), &[s.loss_data])?;
     f.check(&at("loss_dpo_adv"), &[s.loss_adv.unwrap_or(0.0)])?;
-    f.check(&at("loss"), &[out.loss.value().item()])?;
+    f.check(&at("loss"), &out.loss.value().values()?)?;
     let share = |of: &dyn Fn(f32) -> bool| {
         arguments.iter().filter(|&&a| of(a)).count() as f32 / arguments.len() as f32
     };

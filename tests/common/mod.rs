@@ -11,6 +11,7 @@ use asasr_engine::flux::config::FluxConfig;
 use asasr_engine::flux::lora::{AdapterFile, LoraModule};
 use asasr_engine::flux::params::{Adapter, Weights, adapter_params};
 use asasr_engine::flux::transformer::Flux;
+use asasr_engine::ops::embed::NoiseLevels;
 use asasr_engine::ops::random;
 use asasr_engine::ops::sobolev::Metric;
 use asasr_engine::train::objective::{Adversary, AsDpo, Mode, Outcome, Pairs, Policies, Text, as_dpo};
@@ -122,15 +123,18 @@ impl World {
         };
         let (b, tokens) = (size.pairs, height * width / 4);
         let planes = |stream: u64| random(device, &[b, channels, height, width], stream, 1.0);
-        let sigmas = |shift: f32| (0..b).map(|i| 0.3 + shift + 0.5 * i as f32 / b as f32).collect();
+        let sigmas = |shift: f32| {
+            let sigma: Vec<f32> = (0..b).map(|i| 0.3 + shift + 0.5 * i as f32 / b as f32).collect();
+            NoiseLevels::new(device, &sigma)
+        };
         let pairs = Pairs {
             winner: planes(100),
             loser: planes(101),
             cond: random(device, &[b, tokens, 4 * channels], 102, 1.0),
             noise_winner: planes(103),
             noise_loser: planes(104),
-            sigma_winner: sigmas(0.0),
-            sigma_loser: sigmas(0.1),
+            sigma_winner: sigmas(0.0)?,
+            sigma_loser: sigmas(0.1)?,
         };
         Ok(Self {
             device: device.clone(),
@@ -174,7 +178,7 @@ impl World {
         let out = as_dpo(&flux, &tape, objective, &policies, pairs, mode)?;
         let more = then(params, &out, &tape)?;
         if record {
-            params.take_back(tape.into_leaves());
+            params.take_back(tape.into_leaves())?;
         }
         Ok((out, more))
     }
@@ -199,13 +203,13 @@ impl World {
     /// β at which the largest argument of this batch's losses is 1: neither saturated nor linear.
     pub fn beta(&self) -> Result<f32> {
         let out = self.forward(&self.objective(2.0), &mut self.params()?, COLLAPSED)?;
-        Ok(2.0 / out.stats.arguments.iter().fold(0f32, |m, a| m.max(a.abs())))
+        Ok(2.0 / out.stats()?.arguments.iter().fold(0f32, |m, a| m.max(a.abs())))
     }
 }
 
 /// The gradients of `params`, one vector.
 pub fn grads(params: &ParamSet) -> Vec<f32> {
-    (0..params.names().len()).flat_map(|i| params.grad(i).f32().to_vec()).collect()
+    params.grads().unwrap()
 }
 
 /// Largest difference over the largest value of `want`.

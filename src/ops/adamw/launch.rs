@@ -1,7 +1,7 @@
 //! The CUDA side of the optimizer: `kernels/adamw.cu`. Norm, clip and update without a word to the host in between.
 
 use super::super::cuda;
-use super::{AdamW, decimal};
+use super::{AdamW, Gradients, decimal};
 use crate::engine::Tensor;
 use crate::engine::cuda::Gpu;
 use crate::{Error, Result};
@@ -24,11 +24,14 @@ struct Block {
     one_minus_2: f32,
     eps: f32,
     max_norm: f32,
+    share: f32,
     norm: f32,
     clip: f32,
     finite: u32,
-    unused: u32,
 }
+
+/// Where in a block the norm is, in numbers of 4 bytes.
+const NORM: usize = std::mem::offset_of!(Block, norm) / 4;
 
 /// The flat arenas of the parameters, f32 and of one length.
 pub struct Arenas<'a> {
@@ -44,27 +47,17 @@ pub struct Arenas<'a> {
     pub half: Option<&'a mut Tensor>,
 }
 
-/// What an update found out, still on the device.
-pub struct Outcome(Tensor);
-
-impl Outcome {
-    /// ‖g‖₂ before the clip. An update whose norm is not finite has changed nothing. Waits for the device.
-    pub fn norm(&self) -> Result<f32> {
-        let block: Vec<f32> = self.0.values()?;
-        let block: &Block = bytemuck::from_bytes(bytemuck::cast_slice(&block));
-        Ok(block.norm)
-    }
-}
-
-/// Update number `n` (from 1) at learning rate `lr` with the gradients clipped to `max_norm` (0: not clipped); `sizes`
-/// lists `(values, weight decay applies)` in arena order. The bits of everything but the norm's last are the CPU's.
+/// Update number `n` (from 1) at learning rate `lr`; `sizes` lists `(values, weight decay applies)` in arena order. Gives
+/// the norm before the clip, still on the device; an update whose norm is not finite changes nothing. The bits are the
+/// CPU's.
 pub fn update(
     gpu: &Gpu,
     opt: &AdamW,
-    (n, lr, max_norm): (u64, f32, f32),
+    (n, lr): (u64, f32),
+    gradients: Gradients,
     sizes: &[(usize, bool)],
     mut arenas: Arenas,
-) -> Result<Outcome> {
+) -> Result<Tensor> {
     let (device, len) = (arenas.g.device().clone(), arenas.g.len());
     let listed: usize = sizes.iter().map(|s| s.0).sum();
     let lengths = [arenas.w.len(), arenas.m.len(), arenas.v.len(), listed];
@@ -80,7 +73,8 @@ pub fn update(
         beta2: opt.beta2,
         one_minus_2: (1.0 - decimal(opt.beta2)) as f32,
         eps: opt.eps,
-        max_norm,
+        max_norm: gradients.max_norm,
+        share: gradients.share,
         ..Block::zeroed()
     };
     let mut block = Tensor::of_words(&device, bytemuck::cast_slice(bytemuck::bytes_of(&block)))?;
@@ -106,7 +100,8 @@ pub fn update(
             .value(i32::from(decays))
             .run()?;
     }
-    Ok(Outcome(block))
+    let words = block.len();
+    block.reshape(&[words])?.rows(NORM..NORM + 1)?.reshape(&[])
 }
 
 /// First element, number and weight decay of the runs of parameters that are treated alike.

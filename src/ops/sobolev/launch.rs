@@ -9,17 +9,26 @@ use crate::{Error, Result};
 
 const OP: &str = "sobolev_gap";
 const SOURCE: &str = "sobolev.cu";
-/// Longest side of a plane that a block transforms by itself.
-const IN_BLOCK: usize = 64;
+/// Longest side of a plane that a block transforms by the matrix of the DFT.
+const BY_MATRIX: usize = 64;
+/// The square plane that fits a block of a device with much shared memory.
+const LARGE: usize = 128;
+/// Radices of its lines.
+const LARGE_RADICES: (usize, usize) = (16, 8);
+/// Bytes of shared memory it takes: the plane, lines of 129 complex numbers, and 128 roots.
+const LARGE_SHARED: usize = 8 * (LARGE * (LARGE + 1) + LARGE);
+/// What its kernel has besides.
+const LARGE_STATIC: usize = 8 * 16;
 /// Values of a plane that a block of the unpacking kernel sums.
 const PIECE: usize = 4096;
 
 impl Route {
-    /// How planes of `h`×`w` are transformed where the caller does not mind.
-    fn of(h: usize, w: usize) -> Self {
+    /// How planes of `h`×`w` are transformed where the caller does not mind, by blocks that may have `shared` bytes.
+    fn of(h: usize, w: usize, shared: usize) -> Self {
         match (h, w) {
             (8, 8) | (16, 16) | (32, 32) | (64, 64) => Self::Radix,
-            _ if h.max(w) <= IN_BLOCK => Self::Matrix,
+            (LARGE, LARGE) if shared >= LARGE_SHARED + LARGE_STATIC => Self::Radix,
+            _ if h.max(w) <= BY_MATRIX => Self::Matrix,
             _ => Self::CuFft,
         }
     }
@@ -28,6 +37,13 @@ impl Route {
 /// The weight in the DFT's order, with the 1/(H·W) of transforms that do not divide.
 fn weight(metric: &Metric, h: usize, w: usize) -> Vec<f32> {
     metric.plane_f64(h, w).into_iter().map(|v| (v / (h * w) as f64) as f32).collect()
+}
+
+/// The weight of a large plane in the order in which its kernel reads it: by column position, then row position.
+fn by_position(plane: &[f32]) -> Vec<f32> {
+    let (first, second) = LARGE_RADICES;
+    let frequency = |position: usize| position / second + first * (position % second);
+    (0..LARGE * LARGE).map(|i| plane[frequency(i % LARGE) * LARGE + frequency(i / LARGE)]).collect()
 }
 
 /// What a gap is computed from: three fields, their extents, the metric, the route if it is forced.
@@ -43,14 +59,20 @@ pub struct Problem<'a> {
 /// The gap of every sample; ∂ of the leading samples into `partial`.
 pub fn forward(gpu: &Gpu, problem: &Problem, partial: &mut Tensor) -> Result<Tensor> {
     let &Problem { fields: [v, v_ref, target], extents: [n, c, h, w], metric, route, scale } = problem;
-    let route = route.unwrap_or_else(|| Route::of(h, w));
+    let limit = gpu.properties().shared_limit as usize;
+    let route = route.unwrap_or_else(|| Route::of(h, w, limit));
     let (planes, area, device) = (n * c, h * w, v.device());
-    // Where a block has a plane to itself, the frequencies from 0 on are all of the weight that it reads.
-    let (rows, columns) = if route == Route::CuFft { (h, w) } else { (h / 2 + 1, w / 2 + 1) };
-    let name = format!("{OP} {metric:?} {rows}x{columns} of {h}x{w}");
+    let large = route == Route::Radix && h == LARGE;
+    // Where a block has a small plane to itself, the frequencies from 0 on are all of the weight that it reads.
+    let (rows, columns) = if large || route == Route::CuFft { (h, w) } else { (h / 2 + 1, w / 2 + 1) };
+    let name = format!("{OP} {metric:?} {rows}x{columns} of {h}x{w}, {route:?}");
     let weights = 4 * rows * columns;
     let weight = gpu.constant(name, || {
-        weight(metric, h, w).chunks(w).take(rows).flat_map(|row| row[..columns].to_vec()).collect()
+        let plane = weight(metric, h, w);
+        if large {
+            return by_position(&plane);
+        }
+        plane.chunks(w).take(rows).flat_map(|row| row[..columns].to_vec()).collect()
     })?;
     let int = |n| cuda::int(OP, n);
     let (kept, scale) = (int(partial.shape()[0] * c)?, scale.unwrap_or((1.0 / (c * area) as f64) as f32));
@@ -60,7 +82,9 @@ pub fn forward(gpu: &Gpu, problem: &Problem, partial: &mut Tensor) -> Result<Ten
     match route {
         Route::Radix => {
             let kernel = gpu.kernel(SOURCE, &format!("sobolev_gap_fwd_{h}_f32"))?;
-            let launch = gpu.launch(&kernel, [planes, 1, 1], 4 * h as u32).read(v).read(v_ref).read(target);
+            let (threads, shared) = if large { (512, LARGE_SHARED) } else { (4 * h as u32, 0) };
+            let launch = gpu.launch(&kernel, [planes, 1, 1], threads).shared(shared);
+            let launch = launch.read(v).read(v_ref).read(target);
             let launch = launch.value(weight).moves(weights).write(&mut dot).write(partial);
             launch.value(kept).value(scale).run()?;
         }

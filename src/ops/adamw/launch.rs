@@ -56,23 +56,11 @@ impl Outcome {
     }
 }
 
-/// Update number `n` (from 1) at learning rate `lr` with the gradients clipped to `max_norm` (0: not clipped); `sizes`
-/// lists `(values, weight decay applies)` in arena order. The bits of everything but the norm's last are the CPU's.
-pub fn update(
-    gpu: &Gpu,
-    opt: &AdamW,
-    (n, lr, max_norm): (u64, f32, f32),
-    sizes: &[(usize, bool)],
-    mut arenas: Arenas,
-) -> Result<Outcome> {
-    let (device, len) = (arenas.g.device().clone(), arenas.g.len());
-    let listed: usize = sizes.iter().map(|s| s.0).sum();
-    let lengths = [arenas.w.len(), arenas.m.len(), arenas.v.len(), listed];
-    if lengths.iter().any(|&l| l != len) || arenas.half.as_ref().is_some_and(|h| h.len() != len) {
-        return Err(Error::shape(OP, format!("{len} gradients beside arenas (and a list) of {lengths:?}")));
-    }
+/// What changes from update to update: number `n` (from 1) at learning rate `lr` with the gradients clipped to `max_norm`
+/// (0: not clipped), as [`update_from`] reads it in the device's memory.
+pub fn step_block(opt: &AdamW, (n, lr, max_norm): (u64, f32, f32)) -> [f32; 12] {
     let step = opt.at(n, lr, 1.0);
-    let block = Block {
+    bytemuck::cast(Block {
         step_size: step.step_size,
         root_correction: step.root_correction,
         keep: step.keep(),
@@ -82,8 +70,32 @@ pub fn update(
         eps: opt.eps,
         max_norm,
         ..Block::zeroed()
-    };
-    let mut block = Tensor::of_words(&device, bytemuck::cast_slice(bytemuck::bytes_of(&block)))?;
+    })
+}
+
+/// The update that [`step_block`] describes; `sizes` lists `(values, weight decay applies)` in arena order. The bits of
+/// everything but the norm's last are the CPU's.
+pub fn update(
+    gpu: &Gpu,
+    opt: &AdamW,
+    step: (u64, f32, f32),
+    sizes: &[(usize, bool)],
+    arenas: Arenas,
+) -> Result<Outcome> {
+    let mut block = Tensor::from_slice(arenas.g.device(), &[12], &step_block(opt, step))?;
+    update_from(gpu, &mut block, sizes, arenas)?;
+    Ok(Outcome(block))
+}
+
+/// The same from a block that stands in the device's memory, for a captured graph; the norm is written there, too.
+pub fn update_from(gpu: &Gpu, block: &mut Tensor, sizes: &[(usize, bool)], mut arenas: Arenas) -> Result<()> {
+    block.expect(OP, "the step block", &[12])?;
+    let (device, len) = (arenas.g.device().clone(), arenas.g.len());
+    let listed: usize = sizes.iter().map(|s| s.0).sum();
+    let lengths = [arenas.w.len(), arenas.m.len(), arenas.v.len(), listed];
+    if lengths.iter().any(|&l| l != len) || arenas.half.as_ref().is_some_and(|h| h.len() != len) {
+        return Err(Error::shape(OP, format!("{len} gradients beside arenas (and a list) of {lengths:?}")));
+    }
     let pieces = len.div_ceil(PIECE);
     let mut partial = Tensor::empty(&device, &[pieces.max(1), 2])?;
     let kernel = gpu.kernel(SOURCE, "adamw_partial_f32")?;
@@ -91,7 +103,7 @@ pub fn update(
     launch.value(cuda::long(len)).run()?;
     let kernel = gpu.kernel(SOURCE, "adamw_norm_f32")?;
     let launch = gpu.launch(&kernel, [1, 1, 1], 256).read(&partial).value(cuda::int(OP, pieces)?);
-    launch.write(&mut block).run()?;
+    launch.write(block).run()?;
     let kernel = gpu.kernel(SOURCE, "adamw_update_f32")?;
     for (first, count, decays) in ranges(sizes) {
         gpu.launch(&kernel, [cuda::blocks(gpu, count.div_ceil(4) + 1), 1, 1], cuda::THREADS)
@@ -100,13 +112,13 @@ pub fn update(
             .write(arenas.m)
             .write(arenas.v)
             .write_or_null(arenas.half.as_deref_mut())
-            .read(&block)
+            .read(block)
             .value(cuda::long(first))
             .value(cuda::long(count))
             .value(i32::from(decays))
             .run()?;
     }
-    Ok(Outcome(block))
+    Ok(())
 }
 
 /// First element, number and weight decay of the runs of parameters that are treated alike.

@@ -73,3 +73,28 @@ impl Pool {
         self.kept
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What memory that is not the emulator's does: a capture gets its own blocks again, never one from outside.
+    #[test]
+    fn a_capture_reuses_its_own_blocks_alone() {
+        let at = |address: usize| NonNull::new(address as *mut u8).unwrap();
+        let mut pool = Pool::new(1);
+        pool.acquired(at(1024));
+        pool.note(4096 + 40);
+        assert!(pool.touches(at(1024), 0) && pool.touches(at(4096), 41));
+        assert!(!pool.touches(at(4096), 40) && !pool.touches(at(4160), 64));
+        pool.keep(at(1024), 60, 64, true);
+        pool.keep(at(4096), 64, 64, true);
+        assert_eq!((pool.again(128), pool.again(64), pool.again(64)), (None, Some(at(1024)), None));
+        pool.keep(at(1024), 64, 64, true);
+        pool.seal();
+        assert_eq!(pool.again(64), None);
+        pool.acquired(at(8192));
+        pool.keep(at(8192), 10, 64, false);
+        assert_eq!(pool.end(), [(at(4096), 64), (at(1024), 64), (at(8192), 10)]);
+    }
+}

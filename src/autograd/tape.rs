@@ -258,10 +258,7 @@ impl<'a> Tape<'a> {
                 seed.expect("backward", "the seed gradient", &root.edge().shape)?;
                 seed
             }
-            None => {
-                let shape = root.edge().shape;
-                Tensor::from_slice(root.value.device(), &shape, &vec![1.0; shape.iter().product()])?
-            }
+            None => Tensor::full(root.value.device(), &root.edge().shape, 1.0)?,
         };
         self.backward_many(vec![(root.clone(), seed)])
     }

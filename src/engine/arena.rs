@@ -3,9 +3,11 @@
 //! Blocks are never returned to the system while the device lives, so from the second training step on every request
 //! is served from a free list and addresses repeat. The same size-class logic serves every kind of device; on the
 //! emulator each block is nevertheless an allocation of its own, of its exact size, so that its checks see where a
-//! buffer ends and when its life does.
+//! buffer ends and when its life does. Blocks that a captured graph may touch are the graph's as long as it lives
+//! (`pool.rs`).
 
 use super::cuda::{Driver, Gpu};
+use super::pool::Pool;
 use crate::{Error, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
@@ -30,6 +32,10 @@ struct Inner {
 struct Arena {
     free: BTreeMap<usize, Vec<NonNull<u8>>>,
     stats: ArenaStats,
+    /// The living graphs' blocks; a capture in progress is the last.
+    pools: Vec<Pool>,
+    /// How many there were.
+    graphs: u64,
 }
 
 // SAFETY: the pointers in the free lists are owned by the arena alone and carry no thread affinity.
@@ -38,7 +44,7 @@ unsafe impl Send for Arena {}
 /// What the arena holds, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ArenaStats {
-    /// In use now (rounded to size classes).
+    /// In use now (rounded to size classes): what tensors hold, and what is kept for captured graphs.
     pub live: usize,
     /// Most ever in use at once.
     pub peak: usize,
@@ -104,6 +110,9 @@ impl Device {
     pub(super) fn acquire(&self, bytes: usize) -> Result<NonNull<u8>> {
         let class = size_class(bytes);
         let mut arena = self.arena();
+        if let Some(ptr) = self.recording(&mut arena).and_then(|pool| pool.again(class)) {
+            return Ok(ptr);
+        }
         let found = arena.free.get_mut(&class).and_then(Vec::pop);
         let ptr = match found {
             Some(ptr) => ptr,
@@ -122,19 +131,55 @@ impl Device {
         };
         arena.stats.live += class;
         arena.stats.peak = arena.stats.peak.max(arena.stats.live);
+        if let Some(pool) = self.recording(&mut arena) {
+            pool.acquired(ptr);
+        }
         Ok(ptr)
     }
 
     pub(super) fn release(&self, ptr: NonNull<u8>, bytes: usize) {
+        self.settle(&mut self.arena(), ptr, bytes);
+    }
+
+    /// A block that no tensor holds any more goes to the graph that may still touch it, else to who asks next.
+    fn settle(&self, arena: &mut Arena, ptr: NonNull<u8>, bytes: usize) {
         let class = size_class(bytes);
-        let mut arena = self.arena();
+        let exact = self.gpu().filter(|gpu| gpu.exact());
+        if let Some(pool) = arena.pools.iter_mut().find(|pool| pool.touches(ptr, bytes)) {
+            // On the emulator a capture gets no block twice: each keeps its exact size, and the first replay finds what
+            // is read before it was written, which another's left-over values would hide.
+            return pool.keep(ptr, bytes, class, exact.is_none());
+        }
         arena.stats.live -= class;
-        if let Some(gpu) = self.gpu().filter(|gpu| gpu.exact()) {
+        if let Some(gpu) = exact {
             gpu.free(ptr.as_ptr() as u64);
             arena.stats.reserved -= class;
         } else {
             arena.free.entry(class).or_default().push(ptr);
         }
+    }
+
+    /// The pool of the capture in progress.
+    fn recording<'a>(&self, arena: &'a mut Arena) -> Option<&'a mut Pool> {
+        self.gpu().filter(|gpu| gpu.recording()).and_then(|_| arena.pools.last_mut())
+    }
+
+    /// Tells a capture in progress that an address is taken.
+    pub(super) fn note(&self, address: u64) {
+        if self.gpu().is_some_and(Gpu::recording)
+            && let Some(pool) = self.recording(&mut self.arena())
+        {
+            pool.note(address as usize);
+        }
+    }
+
+    /// A pool for a capture that begins.
+    pub(super) fn open_pool(&self) -> PoolHandle {
+        let mut arena = self.arena();
+        arena.graphs += 1;
+        let id = arena.graphs;
+        arena.pools.push(Pool::new(id));
+        PoolHandle { device: self.clone(), id }
     }
 
     fn out_of_memory(&self, bytes: usize, stats: ArenaStats) -> Error {
@@ -151,6 +196,33 @@ impl Device {
                 mib(stats.live),
                 mib(stats.peak)
             ),
+        }
+    }
+}
+
+/// A graph's hold on its blocks; they go back to the arena with it.
+pub(super) struct PoolHandle {
+    pub(super) device: Device,
+    id: u64,
+}
+
+impl PoolHandle {
+    /// The capture is over.
+    pub(super) fn seal(&self) {
+        if let Some(pool) = self.device.arena().pools.iter_mut().find(|pool| pool.id == self.id) {
+            pool.seal();
+        }
+    }
+}
+
+impl Drop for PoolHandle {
+    fn drop(&mut self) {
+        let mut arena = self.device.arena();
+        if let Some(at) = arena.pools.iter().position(|pool| pool.id == self.id) {
+            // Another graph may touch them, too.
+            for (ptr, bytes) in arena.pools.remove(at).end() {
+                self.device.settle(&mut arena, ptr, bytes);
+            }
         }
     }
 }

@@ -5,8 +5,8 @@
 //! written order and without contraction, so any IEEE-754 device that follows the same steps draws the same bits.
 
 use super::arena::Device;
-use super::tensor::Tensor;
-use crate::Result;
+use super::tensor::{DType, Tensor};
+use crate::{Error, Result};
 
 const M0: u32 = 0xD251_1F53;
 const M1: u32 = 0xCD9E_8D57;
@@ -73,23 +73,41 @@ impl Philox {
         [a, b, c, d]
     }
 
-    /// Where a CUDA kernel begins to draw, in the device's memory: seed, stream and the number of the first normal, each
-    /// as the 8 bytes of two elements.
-    pub(crate) fn on(&self, device: &Device, first: u64) -> Result<Tensor> {
-        Tensor::of_words(device, &[self.seed, self.stream, first])
+    /// Where to begin to draw, for the device's memory: seed, stream and the number of the first normal.
+    pub const fn counter(&self, first: u64) -> [u64; 3] {
+        [self.seed, self.stream, first]
+    }
+
+    /// A [`Philox::counter`] as a tensor [3, 2], each word in the place of two f32.
+    pub fn on(&self, device: &Device, first: u64) -> Result<Tensor> {
+        Tensor::of_words(device, &self.counter(first))
+    }
+
+    /// The standard normals from `counter` on ([`Philox::on`]) into `out`, f32 on the same device; the same bits on every
+    /// device. The counter is read where it stands, so a captured graph draws what its caller has put there since.
+    pub fn fill_from(counter: &Tensor, out: &mut Tensor) -> Result<()> {
+        counter.expect("philox", "the counter", &[3, 2])?;
+        if [counter.dtype(), out.dtype()] != [DType::F32; 2] || counter.device() != out.device() {
+            return Err(Error::shape(
+                "philox",
+                format!("from {counter:?} into {out:?}: both f32 on one device"),
+            ));
+        }
+        let (device, n) = (out.device().clone(), out.len());
+        let Some(gpu) = device.gpu() else {
+            let words = bytemuck::pod_collect_to_vec::<f32, u64>(counter.f32());
+            Self::new(words[0], words[1]).normals(words[2], out.f32_mut());
+            return Ok(());
+        };
+        let kernel = gpu.kernel("philox.cu", "philox_normal_f32")?;
+        let blocks = (n / 4 + 2).div_ceil(256).min(8 * gpu.properties().multiprocessors.max(1) as usize);
+        gpu.launch(&kernel, [blocks, 1, 1], 256).read(counter).write(out).value(n as i64).run()
     }
 
     /// The standard normals number `first..` of this stream as a tensor; the same bits on every device.
     pub fn tensor(&self, device: &Device, shape: &[usize], first: u64) -> Result<Tensor> {
         let mut out = Tensor::empty(device, shape)?;
-        let Some(gpu) = device.gpu() else {
-            self.normals(first, out.f32_mut());
-            return Ok(out);
-        };
-        let (at, n) = (self.on(device, first)?, out.len());
-        let kernel = gpu.kernel("philox.cu", "philox_normal_f32")?;
-        let blocks = (n / 4 + 2).div_ceil(256).min(8 * gpu.properties().multiprocessors.max(1) as usize);
-        gpu.launch(&kernel, [blocks, 1, 1], 256).read(&at).write(&mut out).value(n as i64).run()?;
+        Self::fill_from(&self.on(device, first)?, &mut out)?;
         Ok(out)
     }
 

@@ -149,6 +149,17 @@ impl Tensor {
         Self::allocate(device, shape, dtype)?.filled(0)
     }
 
+    /// All `value`, f32. On a CUDA device nothing is uploaded, so a capture can hold it.
+    pub fn full(device: &Device, shape: &[usize], value: f32) -> Result<Self> {
+        let mut t = Self::allocate(device, shape, DType::F32)?;
+        match device.gpu() {
+            // SAFETY: the storage is fresh and has as many values.
+            Some(gpu) => unsafe { gpu.fill_words(t.address(), value.to_bits(), t.len()) }?,
+            None => t.f32_mut().fill(value),
+        }
+        Ok(t)
+    }
+
     /// A copy of `data`; its length must be the product of `shape`.
     pub fn from_slice(device: &Device, shape: &[usize], data: &[f32]) -> Result<Self> {
         Self::holding(device, shape, DType::F32, data)
@@ -357,7 +368,9 @@ impl Tensor {
 
     /// The address of the first element on the tensor's device, to be read.
     pub(crate) fn address(&self) -> u64 {
-        self.storage.ptr.as_ptr() as u64 + (self.offset * self.dtype.size()) as u64
+        let address = self.storage.ptr.as_ptr() as u64 + (self.offset * self.dtype.size()) as u64;
+        self.device().note(address);
+        address
     }
 
     /// The address of the first element on the tensor's device, to be written: the handle must be the only one.
@@ -379,6 +392,17 @@ impl Tensor {
         let Some(gpu) = device.gpu() else { return Ok(()) };
         // SAFETY: both ranges are inside their storages; the written one has no other handle, so they do not overlap.
         unsafe { gpu.copy(to, x.address(), bytes) }
+    }
+
+    /// Overwrites a tensor in host memory with `data`, which is as large. The handle must be the only one.
+    pub(crate) fn overwrite(&mut self, data: &[u8]) -> Result<()> {
+        if self.device().gpu().is_some() || self.len() * self.dtype.size() != data.len() {
+            return Err(Error::shape("copy", format!("{} bytes of the host's into {self:?}", data.len())));
+        }
+        let to = self.address_mut()? as *mut u8;
+        // SAFETY: as many bytes inside the storage, in host memory; the handle is unique.
+        unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        Ok(())
     }
 
     /// Sets entries `first..` of the first dimension of an f32 tensor to zero. The handle must be the only one.

@@ -118,15 +118,11 @@ fn fresh(x: &Tensor) -> Result<Vec<Tensor>> {
     (0..3).map(|_| Tensor::empty(x.device(), x.shape())).collect()
 }
 
-/// The op that knows the winner's noise by its counter: inputs x_w, v_φ, σ; outputs x_σ_a, v*_a, x_a, with the bits of
-/// [`CoupledNegative`] on the winner noised with ε. For losers, which have no gradient.
+/// The op that knows the winner's noise by its counter: inputs x_w, v_φ, σ and ε's counter ([`Philox::on`]); outputs
+/// x_σ_a, v*_a, x_a, with the bits of [`CoupledNegative`] on the winner noised with ε. For losers, which have no gradient.
 pub struct NegativeFromNoise {
     /// How far towards the adversary's restoration; 1 is all the way.
     pub lambda: f32,
-    /// The stream that ε came from.
-    pub noise: Philox,
-    /// The number of ε's first normal in it.
-    pub first: u64,
 }
 
 impl Op for NegativeFromNoise {
@@ -138,21 +134,22 @@ impl Op for NegativeFromNoise {
     }
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         const OP: &str = "negative_from_noise";
-        expect_inputs(OP, inputs, 3)?;
+        expect_inputs(OP, inputs, 4)?;
         expect_f32(OP, inputs)?;
-        expect_constant(OP, save, &[(0, "x_w"), (1, "v_phi"), (2, "sigma")])?;
-        let [x, v_phi, sigma] = [inputs[0], inputs[1], inputs[2]];
+        expect_constant(OP, save, &[(0, "x_w"), (1, "v_phi"), (2, "sigma"), (3, "noise")])?;
+        let [x, v_phi, sigma, noise] = [inputs[0], inputs[1], inputs[2], inputs[3]];
         let shape = dims4(OP, "x_w", x)?;
         v_phi.expect(OP, "v_phi", &shape)?;
         sigma.expect(OP, "sigma", &shape[..1])?;
+        noise.expect(OP, "noise", &[3, 2])?;
         if let Some(gpu) = x.device().gpu() {
             let mut outputs = fresh(x)?;
-            launch::from_noise(gpu, self, inputs, &mut outputs)?;
+            launch::from_noise(gpu, self.lambda, inputs, &mut outputs)?;
             return Ok(outputs);
         }
         let (mut x_sigma, mut v_star) =
             (Tensor::empty(x.device(), &shape)?, Tensor::empty(x.device(), &shape)?);
-        self.noise.normals(self.first, v_star.f32_mut());
+        Philox::fill_from(noise, &mut v_star)?;
         let each = x.stride0().max(1);
         for (i, (noised, star)) in x_sigma.f32_mut().iter_mut().zip(v_star.f32_mut()).enumerate() {
             let (clean, eps, level) = (x.f32()[i], *star, sigma.f32()[i / each]);
@@ -180,13 +177,14 @@ pub fn cases(device: &Device) -> Vec<Case> {
     };
     // From a noise counter in the middle of a block of four, and from one at its start.
     let from_noise = |shape: [usize; 4], first: u64| {
-        let op = NegativeFromNoise { lambda: 0.7, noise: Philox::new(5, 6), first };
+        let op = NegativeFromNoise { lambda: 0.7 };
         let sigma: Vec<f32> = (1..=shape[0]).map(|i| 0.31 * i as f32 % 1.0).collect();
         let inputs = vec![random(device, &shape, 1, 1.0), random(device, &shape, 2, 1.0)];
-        let inputs = [inputs, vec![given(device, &shape[..1], &sigma)]].concat();
+        let noise = Philox::new(5, 6).on(device, first).expect("a case is small beside any memory");
+        let inputs = [inputs, vec![given(device, &shape[..1], &sigma), noise]].concat();
         let n = inputs[0].len();
         Case::new(format!("negative_from_noise/{first}"), op, inputs)
-            .constant(&[0, 1, 2])
+            .constant(&[0, 1, 2, 3])
             .cost(70.0 * n as f64, 3 * n)
             .bench_only()
     };

@@ -13,6 +13,7 @@ pub struct Event<'a> {
 impl Gpu {
     /// Marks where the stream is now.
     pub fn mark(&self) -> Result<Event<'_>> {
+        self.outside_capture("marking a time", "time replays")?;
         self.bind()?;
         let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
             .map_err(|e| self.error("making an event", e))?;

@@ -1,5 +1,6 @@
 //! cuFFT: two-dimensional complex transforms of batches of planes, f32.
 
+use super::graph::RUN_ONCE;
 use super::{Gpu, library, lock};
 use crate::{Error, Result};
 use cudarc::cufft::{result, sys};
@@ -36,6 +37,11 @@ impl Gpu {
     ) -> Result<()> {
         self.bind()?;
         let mut plans = lock(&self.plans);
+        let shape = [planes, height, width];
+        if !plans.plans.contains_key(&shape) {
+            let doing = format!("planning a transform of {planes} planes of {height}×{width}");
+            self.outside_capture(&doing, RUN_ONCE)?;
+        }
         if !plans.open {
             library::load_fft(self.driver)?;
             plans.open = true;
@@ -46,7 +52,6 @@ impl Gpu {
         let side = |n: usize| {
             i32::try_from(n).map_err(|_| Error::cuda("cuFFT", format!("a side of {n} is too long")))
         };
-        let shape = [planes, height, width];
         let plan = match plans.plans.get(&shape) {
             Some(&plan) => plan,
             None => {

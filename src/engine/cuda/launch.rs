@@ -193,7 +193,7 @@ impl Launch<'_> {
         if let Some(ledger) = lock(&self.gpu.ledger).as_mut() {
             ledger.entry(kernel.name.clone()).or_default().add(&self.need);
         }
-        if self.gpu.synchronous {
+        if self.gpu.synchronous && !self.gpu.recording() {
             self.gpu.stream.synchronize().map_err(|e| self.gpu.error(&doing(), e))?;
         }
         Ok(())

@@ -26,6 +26,13 @@ impl Need {
 /// The needs by kernel, if anybody asked.
 pub(super) type Ledger = Option<BTreeMap<String, Need>>;
 
+/// Adds one ledger's entries to another's.
+pub(super) fn merge(into: &mut BTreeMap<String, Need>, from: &BTreeMap<String, Need>) {
+    for (kernel, need) in from {
+        into.entry(kernel.clone()).or_default().add(need);
+    }
+}
+
 impl Gpu {
     /// What the launches since the last call needed, by kernel; the first call begins the keeping of it.
     pub fn take_needs(&self) -> BTreeMap<String, Need> {

@@ -1,16 +1,28 @@
 //! Bytes on the device: what the arena draws on, copies, constants.
 
+use super::graph::RUN_ONCE;
 use super::{Driver, Gpu, lock};
 use crate::engine::Tensor;
 use crate::{Error, Result};
-use cudarc::driver::{result, sys};
+use cudarc::driver::{CudaStream, result, sys};
 
 impl Gpu {
+    /// The stream that memory is asked of. What a captured stream is asked for is the graph's own, and cannot be freed
+    /// outside it; since the compute stream was idle when the capture began, any other will do.
+    fn memory_stream(&self) -> &CudaStream {
+        if self.recording() { &self.copies } else { &self.stream }
+    }
+
     /// Fresh memory, or `None` when the device has none left.
     pub(in crate::engine) fn allocate(&self, bytes: usize) -> Result<Option<u64>> {
         self.bind()?;
         // SAFETY: the context is bound and the stream is alive.
-        match unsafe { result::malloc_async(self.stream.cu_stream(), bytes) } {
+        match unsafe { result::malloc_async(self.memory_stream().cu_stream(), bytes) } {
+            Ok(ptr) if self.recording() => {
+                // From here on it is any stream's.
+                self.copies.synchronize().map_err(|e| self.error("allocating memory", e))?;
+                Ok(Some(ptr))
+            }
             Ok(ptr) => Ok(Some(ptr)),
             Err(e) if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Ok(None),
             Err(e) => Err(self.error("allocating memory", e)),
@@ -22,7 +34,7 @@ impl Gpu {
         // Where the context is lost to a fault the memory is, too; that fault has been reported.
         let _ = self.context.bind_to_thread();
         // SAFETY: the caller got it from `allocate` and uses it no more.
-        let _ = unsafe { result::free_async(ptr, self.stream.cu_stream()) };
+        let _ = unsafe { result::free_async(ptr, self.memory_stream().cu_stream()) };
     }
 
     /// Bytes free and bytes in all, as the driver says.
@@ -51,6 +63,21 @@ impl Gpu {
             .map_err(|e| self.error("filling memory", e))
     }
 
+    /// Sets `count` words to `value`.
+    ///
+    /// # Safety
+    /// As for [`Gpu::fill`].
+    pub(in crate::engine) unsafe fn fill_words(&self, ptr: u64, value: u32, count: usize) -> Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the caller's promise.
+        unsafe { sys::cuMemsetD32Async(ptr, value, count, self.stream.cu_stream()) }
+            .result()
+            .map_err(|e| self.error("filling memory", e))
+    }
+
     /// Copies to the device. Returns when `data` may change again.
     ///
     /// # Safety
@@ -59,6 +86,10 @@ impl Gpu {
         if data.is_empty() {
             return Ok(());
         }
+        self.outside_capture(
+            &format!("copying {} bytes to the device", data.len()),
+            "a replay would read the host's memory again; upload before, or feed it (`Feed`)",
+        )?;
         self.bind()?;
         // SAFETY: the caller's promise; pageable memory is staged by the driver before the call returns.
         unsafe { result::memcpy_htod_async(ptr, data, self.stream.cu_stream()) }
@@ -73,6 +104,10 @@ impl Gpu {
         if out.is_empty() {
             return Ok(());
         }
+        self.outside_capture(
+            &format!("copying {} bytes from the device", out.len()),
+            "its work is not done yet; read after a replay, or later (`Readback`)",
+        )?;
         self.bind()?;
         // SAFETY: the caller's promise; `out` lives until the wait below is over.
         unsafe { result::memcpy_dtoh_async(out, ptr, self.stream.cu_stream()) }
@@ -105,6 +140,7 @@ impl Gpu {
         if let Some(&ptr) = constants.get(&name) {
             return Ok(ptr);
         }
+        self.outside_capture(&format!("uploading the constant `{name}`"), RUN_ONCE)?;
         let values = make();
         let bytes = bytemuck::cast_slice::<T, u8>(&values);
         let ptr = self.allocate(bytes.len().max(1))?.ok_or_else(|| {

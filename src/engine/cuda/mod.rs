@@ -1,28 +1,37 @@
-//! A CUDA device: the driver's context, one compute stream, kernels compiled and loaded, launches, transforms.
+//! A CUDA device: the driver's context, one compute stream and one for copies, kernels compiled and loaded, launches,
+//! transforms, graphs of them.
 //!
 //! Reached through cudarc. The driver is the machine's own, or `cuda-emu`, which interprets the same PTX on the CPU
 //! under checks; a process uses one of the two. Every missing piece is an error with its remedy. Must not know what the
 //! kernels compute.
 
 pub mod event;
+pub mod feed;
 pub mod fft;
+pub mod graph;
 pub mod launch;
 mod ledger;
 pub mod library;
 mod memory;
 mod module;
+mod pinned;
+pub mod readback;
 
 pub use event::Event;
+pub use feed::Feed;
+pub use graph::Graph;
 pub use launch::Launch;
 pub use ledger::Need;
 pub use library::Driver;
 pub use module::Kernel;
+pub use readback::Readback;
 
 use super::jit::Jit;
 use crate::{Error, Result};
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a device can do, as its driver says.
@@ -64,6 +73,10 @@ pub struct Gpu {
     constants: Mutex<HashMap<String, u64>>,
     ledger: Mutex<ledger::Ledger>,
     stream: Arc<CudaStream>,
+    /// Brings what the next step needs while the compute stream is at this one.
+    copies: Arc<CudaStream>,
+    /// Whether the compute stream is captured: what it is asked for is recorded, not done.
+    recording: AtomicBool,
     context: Arc<CudaContext>,
     /// Waits after every launch, so that a fault is reported by the kernel that caused it.
     synchronous: bool,
@@ -81,10 +94,11 @@ impl Gpu {
         }
         let jit = Jit::open_for(version)?;
         let context = CudaContext::new(ordinal).map_err(said("opening the device"))?;
-        // Its events order streams that share a buffer; here there is one compute stream.
+        // Its events order streams that share a buffer; here `Feed` does where there is one.
         // SAFETY: no buffer of cudarc's own is ever made, so none loses its events.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(said("making a stream"))?;
+        let copies = context.new_stream().map_err(said("making a stream"))?;
         let properties = properties(&context, ordinal, version)?;
         if properties.capability < (8, 0) {
             let (major, minor) = properties.capability;
@@ -98,6 +112,8 @@ impl Gpu {
         Ok(Self {
             context,
             stream,
+            copies,
+            recording: AtomicBool::new(false),
             driver,
             properties,
             jit,
@@ -124,8 +140,9 @@ impl Gpu {
         &self.jit
     }
 
-    /// Waits for everything that was asked of the device.
+    /// Waits for everything that was asked of the compute stream.
     pub fn synchronize(&self) -> Result<()> {
+        self.outside_capture("waiting for the device", "nothing is done before a replay")?;
         self.stream.synchronize().map_err(|e| self.error("waiting for the device", e))
     }
 

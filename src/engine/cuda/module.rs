@@ -1,5 +1,6 @@
 //! Sources compiled, loaded and looked up once per device.
 
+use super::graph::RUN_ONCE;
 use super::{Gpu, describe, lock};
 use crate::engine::jit::{Compiled, OPTIONS};
 use crate::engine::nvrtc::Source;
@@ -87,6 +88,7 @@ impl Gpu {
     }
 
     fn load(&self, source: &str, compiled: Compiled) -> Result<Module> {
+        self.outside_capture(&format!("loading {source}"), RUN_ONCE)?;
         self.bind()?;
         // SAFETY: an image of the driver's own formats, whole: the compiler made it and the cache checked its hash.
         let mut loaded = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };

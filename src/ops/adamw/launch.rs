@@ -30,7 +30,9 @@ struct Block {
     finite: u32,
 }
 
-/// Where in a block the norm is, in numbers of 4 bytes.
+/// Numbers of 4 bytes of a block.
+const WORDS: usize = size_of::<Block>() / 4;
+/// Which of them is the norm.
 const NORM: usize = std::mem::offset_of!(Block, norm) / 4;
 
 /// The flat arenas of the parameters, f32 and of one length.
@@ -47,25 +49,11 @@ pub struct Arenas<'a> {
     pub half: Option<&'a mut Tensor>,
 }
 
-/// Update number `n` (from 1) at learning rate `lr`; `sizes` lists `(values, weight decay applies)` in arena order. Gives
-/// the norm before the clip, still on the device; an update whose norm is not finite changes nothing. The bits are the
-/// CPU's.
-pub fn update(
-    gpu: &Gpu,
-    opt: &AdamW,
-    (n, lr): (u64, f32),
-    gradients: Gradients,
-    sizes: &[(usize, bool)],
-    mut arenas: Arenas,
-) -> Result<Tensor> {
-    let (device, len) = (arenas.g.device().clone(), arenas.g.len());
-    let listed: usize = sizes.iter().map(|s| s.0).sum();
-    let lengths = [arenas.w.len(), arenas.m.len(), arenas.v.len(), listed];
-    if lengths.iter().any(|&l| l != len) || arenas.half.as_ref().is_some_and(|h| h.len() != len) {
-        return Err(Error::shape(OP, format!("{len} gradients beside arenas (and a list) of {lengths:?}")));
-    }
+/// What changes from update to update, as [`update_from`] reads it in the device's memory: number `n` (from 1) at learning
+/// rate `lr`.
+pub fn step_block(opt: &AdamW, (n, lr): (u64, f32), gradients: Gradients) -> [f32; WORDS] {
     let step = opt.at(n, lr, 1.0);
-    let block = Block {
+    bytemuck::cast(Block {
         step_size: step.step_size,
         root_correction: step.root_correction,
         keep: step.keep(),
@@ -76,8 +64,33 @@ pub fn update(
         max_norm: gradients.max_norm,
         share: gradients.share,
         ..Block::zeroed()
-    };
-    let mut block = Tensor::of_words(&device, bytemuck::cast_slice(bytemuck::bytes_of(&block)))?;
+    })
+}
+
+/// The update that [`step_block`] describes; `sizes` lists `(values, weight decay applies)` in arena order. Gives the norm
+/// before the clip, still on the device; an update whose norm is not finite changes nothing. The bits are the CPU's.
+pub fn update(
+    gpu: &Gpu,
+    opt: &AdamW,
+    step: (u64, f32),
+    gradients: Gradients,
+    sizes: &[(usize, bool)],
+    arenas: Arenas,
+) -> Result<Tensor> {
+    let mut block = Tensor::from_slice(arenas.g.device(), &[WORDS], &step_block(opt, step, gradients))?;
+    update_from(gpu, &mut block, sizes, arenas)?;
+    block.rows(NORM..NORM + 1)?.reshape(&[])
+}
+
+/// The same from a block that stands in the device's memory, for a captured graph; the norm is written there, too.
+pub fn update_from(gpu: &Gpu, block: &mut Tensor, sizes: &[(usize, bool)], mut arenas: Arenas) -> Result<()> {
+    block.expect(OP, "the step block", &[WORDS])?;
+    let (device, len) = (arenas.g.device().clone(), arenas.g.len());
+    let listed: usize = sizes.iter().map(|s| s.0).sum();
+    let lengths = [arenas.w.len(), arenas.m.len(), arenas.v.len(), listed];
+    if lengths.iter().any(|&l| l != len) || arenas.half.as_ref().is_some_and(|h| h.len() != len) {
+        return Err(Error::shape(OP, format!("{len} gradients beside arenas (and a list) of {lengths:?}")));
+    }
     let pieces = len.div_ceil(PIECE);
     let mut partial = Tensor::empty(&device, &[pieces.max(1), 2])?;
     let kernel = gpu.kernel(SOURCE, "adamw_partial_f32")?;
@@ -85,7 +98,7 @@ pub fn update(
     launch.value(cuda::long(len)).run()?;
     let kernel = gpu.kernel(SOURCE, "adamw_norm_f32")?;
     let launch = gpu.launch(&kernel, [1, 1, 1], 256).read(&partial).value(cuda::int(OP, pieces)?);
-    launch.write(&mut block).run()?;
+    launch.write(block).run()?;
     let kernel = gpu.kernel(SOURCE, "adamw_update_f32")?;
     for (first, count, decays) in ranges(sizes) {
         gpu.launch(&kernel, [cuda::blocks(gpu, count.div_ceil(4) + 1), 1, 1], cuda::THREADS)
@@ -94,14 +107,13 @@ pub fn update(
             .write(arenas.m)
             .write(arenas.v)
             .write_or_null(arenas.half.as_deref_mut())
-            .read(&block)
+            .read(block)
             .value(cuda::long(first))
             .value(cuda::long(count))
             .value(i32::from(decays))
             .run()?;
     }
-    let words = block.len();
-    block.reshape(&[words])?.rows(NORM..NORM + 1)?.reshape(&[])
+    Ok(())
 }
 
 /// First element, number and weight decay of the runs of parameters that are treated alike.

@@ -1,7 +1,6 @@
 //! The CUDA side of coupled-negative synthesis: `kernels/negative.cu`.
 
 use super::super::{Slot, cuda};
-use super::NegativeFromNoise;
 use crate::Result;
 use crate::engine::Tensor;
 use crate::engine::cuda::Gpu;
@@ -22,17 +21,11 @@ pub fn given(gpu: &Gpu, lambda: f32, inputs: &[&Tensor], outputs: &mut [Tensor])
     launch.value(cuda::long(inputs[0].stride0())).run()
 }
 
-/// The losers from x_w, v_φ and σ; the kernel makes the noise.
-pub fn from_noise(
-    gpu: &Gpu,
-    op: &NegativeFromNoise,
-    inputs: &[&Tensor],
-    outputs: &mut [Tensor],
-) -> Result<()> {
-    let at = op.noise.on(inputs[0].device(), op.first)?;
+/// The losers from x_w, v_φ, σ and the noise's counter; the kernel makes the noise.
+pub fn from_noise(gpu: &Gpu, lambda: f32, inputs: &[&Tensor], outputs: &mut [Tensor]) -> Result<()> {
     let kernel = gpu.kernel(SOURCE, "coupled_negative_fwd_f32")?;
     let launch = gpu.launch(&kernel, grid(gpu, inputs[0], 4), cuda::THREADS);
-    let launch = inputs.iter().fold(launch, |launch, t| launch.read(t)).read(&at).value(op.lambda);
+    let launch = inputs.iter().fold(launch, |launch, t| launch.read(t)).value(lambda);
     let launch = outputs.iter_mut().fold(launch, |launch, t| launch.write(t));
     launch.value(cuda::long(inputs[0].stride0())).run()
 }

@@ -7,11 +7,12 @@ use asasr_engine::autograd::{LeafId, Leaves, Tape, Var};
 use asasr_engine::engine::cuda::{Feed, Graph, Readback, library};
 use asasr_engine::engine::nvrtc::Source;
 use asasr_engine::engine::{DType, Device, Philox, Tensor};
-use asasr_engine::ops::adamw::AdamW;
 use asasr_engine::ops::adamw::launch::{Arenas, step_block, update_from};
+use asasr_engine::ops::adamw::{AdamW, Gradients};
 use asasr_engine::ops::sobolev::{Metric, Route, SobolevGap};
 use asasr_engine::ops::{
-    ModSource, Op, Save, gelu::Gelu, modulate::LnModulate, negative::NegativeFromNoise, reduce::Mean, reduce::MeanSquare,
+    ModSource, Op, Save, gelu::Gelu, modulate::LnModulate, negative::NegativeFromNoise, reduce::Mean,
+    reduce::MeanSquare,
 };
 use asasr_engine::{Error, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -77,7 +78,7 @@ impl State {
     fn feed(&mut self, feed: &mut Feed, n: u64) {
         let x = good(normals(&Device::cpu(), &SHAPE, 10 + n).values());
         let counter = Philox::new(7, n).counter(4 * n + 1);
-        let block = step_block(&OPT, (n + 1, 1e-2, 0.01));
+        let block = step_block(&OPT, (n + 1, 1e-2), Gradients::of_one(0.01));
         let parts = [bytemuck::cast_slice(&x), bytemuck::cast_slice(&counter), bytemuck::cast_slice(&block)];
         good(feed.send(&parts));
         good(feed.deliver(&mut [&mut self.x, &mut self.counter, &mut self.block]));
@@ -106,7 +107,7 @@ impl State {
         let gap = gap.forward(&[&out, &losers[1], &losers[2]], &mut Save::nothing())?.remove(0);
         let loss = loss.value().clone();
         drop((table, h, y, each));
-        let g = tape.into_leaves().buffers(1).remove(0).reshape(&[PARAMETERS])?;
+        let g = tape.into_leaves().buffers(1)?.remove(0).reshape(&[PARAMETERS])?;
         let arenas = Arenas { w: &mut self.w, g: &g, m: &mut self.m, v: &mut self.v, half: None };
         update_from(gpu, &mut self.block, &[(20, true), (12, false)], arenas)?;
         Ok(Made { loss, gap, noise })
@@ -213,7 +214,9 @@ fn what_cannot_be_captured_is_refused_by_name() {
     let (other, _) = good(d.capture(|| Tensor::full(d, &[2], 1.0)));
     let (mut feed, mut back) = (good(Feed::new(d, 64)), Readback::new(d, 8));
     const CAPTURED: &str = "a graph is being captured, which cannot hold this: ";
-    refused(d, &["copying 4 bytes to the device", CAPTURED, "`Feed`"], |_| Tensor::from_slice(d, &[1], &[1.0]));
+    refused(d, &["copying 4 bytes to the device", CAPTURED, "`Feed`"], |_| {
+        Tensor::from_slice(d, &[1], &[1.0])
+    });
     refused(d, &["copying 32 bytes from the device", CAPTURED, "`Readback`"], |y| y.values());
     refused(d, &["waiting for the device", CAPTURED], |_| gpu.synchronize());
     refused(d, &["marking a time", CAPTURED], |_| gpu.mark().map(drop));
@@ -224,7 +227,9 @@ fn what_cannot_be_captured_is_refused_by_name() {
     refused(d, &["reading back", CAPTURED], |y| back.push(y));
     let text = "extern \"C\" __global__ void __launch_bounds__(32) never_seen(float* x) { *x = 1.f; }";
     let source = Source { name: "never_seen.cu", text, headers: &[] };
-    refused(d, &["loading never_seen.cu", "run the work once before"], |_| gpu.compile(&source, "never_seen"));
+    refused(d, &["loading never_seen.cu", "run the work once before"], |_| {
+        gpu.compile(&source, "never_seen")
+    });
     let field = normals(d, &[1, 1, 5, 66], 1);
     let gap = |s: f64| SobolevGap::new(Metric::full(s));
     let run = |s: f64| gap(s).forward(&[&field, &field, &field], &mut Save::nothing());
@@ -251,7 +256,8 @@ fn a_replayed_kernel_is_checked() {
     if gpu.driver() != library::Driver::Emulator {
         return;
     }
-    let text = "extern \"C\" __global__ void __launch_bounds__(32) at(const int* i, float* x) { x[*i] = 1.f; }";
+    let text =
+        "extern \"C\" __global__ void __launch_bounds__(32) at(const int* i, float* x) { x[*i] = 1.f; }";
     let kernel = good(gpu.compile(&Source { name: "at.cu", text, headers: &[] }, "at"));
     let mut feed = good(Feed::new(&device, 4));
     let (mut i, mut x) = (good(Tensor::zeros(&device, &[1])), good(Tensor::zeros(&device, &[4])));

@@ -14,9 +14,7 @@ use super::options::{LoserNoise, StageName};
 use super::stages::{Context, Plan};
 use crate::autograd::{ParamSet, Tape, Var};
 use crate::data::Sampler;
-use crate::engine::cuda::feed::Feed;
-use crate::engine::cuda::graph::Graph;
-use crate::engine::cuda::readback::Readback;
+use crate::engine::cuda::{Feed, Graph, Readback};
 use crate::engine::{Device, Philox, Tensor};
 use crate::flux::schedule::{logit_normal, sigma_of};
 use crate::flux::transformer::Flux;
@@ -162,14 +160,18 @@ impl Inputs {
 }
 
 impl Prepared {
+    /// In the order of [`Inputs::tensors`].
     fn parts(&self) -> Vec<&[u8]> {
         let planes = [bytemuck::cast_slice(&self.target), bytemuck::cast_slice(&self.cond)];
-        let draw = |d: &'_ Drawn| -> [&[u8]; 3] {
-            // Of one lifetime with the draw.
-            [bytemuck::cast_slice(&d.counter), bytemuck::cast_slice(&d.sigma), bytemuck::cast_slice(&d.embedding)]
-                as [&[u8]; 3]
-        };
-        planes.into_iter().chain(self.draws.iter().flat_map(draw)).collect()
+        planes.into_iter().chain(self.draws.iter().flat_map(Drawn::parts)).collect()
+    }
+}
+
+impl Drawn {
+    /// In the order of [`Draw::tensors`].
+    fn parts(&self) -> [&[u8]; 3] {
+        let [counter, numbers] = [bytemuck::cast_slice(&self.counter), bytemuck::cast_slice(&self.sigma)];
+        [counter, numbers, bytemuck::cast_slice(&self.embedding)]
     }
 }
 
@@ -260,8 +262,7 @@ impl<'c> Micros<'c> {
                 self.captured(at)
             }
             Kind::Launched if self.capture => {
-                let (graph, made) =
-                    self.context.device.capture(|| self.forward_backward(params, beta))?;
+                let (graph, made) = self.context.device.capture(|| self.forward_backward(params, beta))?;
                 graph.replay()?;
                 self.kinds[at] = Kind::Captured(graph, made);
                 self.captured(at)

@@ -4,29 +4,17 @@
 use super::config::Config;
 use super::init::{self, AInit};
 use super::log::StageSummary;
-use super::monitor::Coefficients;
-use super::objective::{
-    Adversary, AsDpo, Mode, Outcome, Pairs, Policies, Text, as_dpo, flow_matching, riesz_perturbation,
-};
-use super::options::{LoserNoise, Named, StageName};
+use super::objective::Adversary;
+use super::options::{Named, StageName};
 use super::validation::Validation;
-use crate::autograd::{ParamSet, Tape, Var};
-use crate::data::{Batch, Degradation, Sampler};
-use crate::engine::{Device, Philox, Tensor};
+use crate::autograd::ParamSet;
+use crate::data::{Degradation, Sampler};
+use crate::engine::Device;
 use crate::flux::config::FluxConfig;
 use crate::flux::lora::AdapterFile;
 use crate::flux::params::{Adapter, Weights};
-use crate::flux::schedule::{logit_normal, sigma_of};
-use crate::flux::transformer::Flux;
 use crate::flux::weights::Folder;
 use crate::infer::model::layout;
-use crate::losses::dpo::Stats;
-use crate::losses::flow_matching::noised;
-use crate::losses::riesz::Riesz;
-use crate::ops::AdapterSet;
-use crate::ops::blend::{Blend, Factor};
-use crate::ops::embed::NoiseLevels;
-use crate::ops::patch::Pack;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;

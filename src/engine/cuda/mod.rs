@@ -6,16 +6,16 @@
 //! kernels compute.
 
 pub mod event;
-pub mod feed;
+mod feed;
 pub mod fft;
-pub mod graph;
+mod graph;
 pub mod launch;
 mod ledger;
 pub mod library;
 mod memory;
 mod module;
 mod pinned;
-pub mod readback;
+mod readback;
 
 pub use event::Event;
 pub use feed::Feed;

@@ -177,7 +177,7 @@ impl ParamSet {
                     let step = opt.at(self.updates, lr, gradients.factor(norm));
                     adamw::update(&step, &sizes, w, g, self.m.all_mut(), self.v.all_mut());
                 }
-                Tensor::scalar(&Device::cpu(), norm)?
+                Tensor::scalar(self.master.device(), norm)?
             }
         };
         if let Some(average) = &mut self.average {

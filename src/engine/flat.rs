@@ -39,6 +39,10 @@ impl FlatBuffer {
         Ok(Self { whole, parts })
     }
 
+    /// Where the values are.
+    pub fn device(&self) -> &Device {
+        self.whole.device()
+    }
     /// Number of f32 values.
     pub fn len(&self) -> usize {
         self.whole.len()

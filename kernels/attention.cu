@@ -213,15 +213,21 @@ __device__ __forceinline__ void forward(const Side<const bf16>& q, const Side<co
     write_rows<HD>(o, acc, by, g.q_text, g.q_stream, g, b, h, first + warp * 16, 0, 0);
 }
 
-#define FORWARD(HD)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(128, 2)                                                                 \
-        attention_fwd_##HD##_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,        \
-                                  const float* bias2, const Side<bf16> o, float* lse, const Geometry g) {              \
-        forward<HD>(q, k, v, bias2, o, lse, g);                                                                        \
-    }
-FORWARD(128)
-FORWARD(64)
-FORWARD(32)
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_fwd_128_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                         const float* bias2, const Side<bf16> o, float* lse, const Geometry g) {
+    forward<128>(q, k, v, bias2, o, lse, g);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_fwd_64_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                         const float* bias2, const Side<bf16> o, float* lse, const Geometry g) {
+    forward<64>(q, k, v, bias2, o, lse, g);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_fwd_32_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                         const float* bias2, const Side<bf16> o, float* lse, const Geometry g) {
+    forward<32>(q, k, v, bias2, o, lse, g);
+}
 
 // attention_bwd_q_128, attention_bwd_q_64, attention_bwd_q_32: dq
 //   p = 2^(scale2·q·k + bias2 − lse), ds = p·(do·v − δ):  dq = scale·Σ ds·k,  dk = scale·Σ ds·q,  dv = Σ p·do
@@ -326,31 +332,50 @@ __device__ __forceinline__ void backward(const Side<const bf16>& q, const Side<c
     if constexpr (KV) write_rows<HD>(second_out, acc2, one, text, stream, g, b, h, at, adds & 4, adds & 8);
 }
 
-#define BACKWARD(HD)                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(128, 2)                                                                 \
-        attention_bwd_q_##HD##_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,      \
-                                    const float* bias2, const Side<const bf16> d_o, const float* lse,                  \
-                                    const float* delta, const Side<bf16> dq, const Side<bf16> unused,                  \
-                                    const Geometry g, int adds) {                                                      \
-        backward<HD, false>(q, k, v, bias2, d_o, lse, delta, dq, unused, g, adds);                                     \
-    }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(128, 2)                                                                 \
-        attention_bwd_kv_##HD##_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,     \
-                                     const float* bias2, const Side<const bf16> d_o, const float* lse,                 \
-                                     const float* delta, const Side<bf16> dk, const Side<bf16> dv, const Geometry g,   \
-                                     int adds) {                                                                       \
-        backward<HD, true>(q, k, v, bias2, d_o, lse, delta, dk, dv, g, adds);                                          \
-    }
-BACKWARD(128)
-BACKWARD(64)
-BACKWARD(32)
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_bwd_q_128_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                             const float* bias2, const Side<const bf16> d_o, const float* lse, const float* delta,
+                             const Side<bf16> dq, const Side<bf16> unused, const Geometry g, int adds) {
+    backward<128, false>(q, k, v, bias2, d_o, lse, delta, dq, unused, g, adds);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_bwd_q_64_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                            const float* bias2, const Side<const bf16> d_o, const float* lse, const float* delta,
+                            const Side<bf16> dq, const Side<bf16> unused, const Geometry g, int adds) {
+    backward<64, false>(q, k, v, bias2, d_o, lse, delta, dq, unused, g, adds);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_bwd_q_32_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                            const float* bias2, const Side<const bf16> d_o, const float* lse, const float* delta,
+                            const Side<bf16> dq, const Side<bf16> unused, const Geometry g, int adds) {
+    backward<32, false>(q, k, v, bias2, d_o, lse, delta, dq, unused, g, adds);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_bwd_kv_128_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                              const float* bias2, const Side<const bf16> d_o, const float* lse, const float* delta,
+                              const Side<bf16> dk, const Side<bf16> dv, const Geometry g, int adds) {
+    backward<128, true>(q, k, v, bias2, d_o, lse, delta, dk, dv, g, adds);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_bwd_kv_64_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                             const float* bias2, const Side<const bf16> d_o, const float* lse, const float* delta,
+                             const Side<bf16> dk, const Side<bf16> dv, const Geometry g, int adds) {
+    backward<64, true>(q, k, v, bias2, d_o, lse, delta, dk, dv, g, adds);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_bwd_kv_32_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                             const float* bias2, const Side<const bf16> d_o, const float* lse, const float* delta,
+                             const Side<bf16> dk, const Side<bf16> dv, const Geometry g, int adds) {
+    backward<32, true>(q, k, v, bias2, d_o, lse, delta, dk, dv, g, adds);
+}
 
 // attention_bwd_delta: δ = Σ do·o of every query and head
 // Shapes: o, d_o as attention_fwd's o (a side of d_o null: 0); delta [batch, heads, queries] f32.
 // Layout: contiguous, values aligned to themselves; nothing overlaps.
-// Grid: x ⌈queries/8⌉, y heads, z batch; blocks of 256: a warp per query.
+// Grid: x ⌈queries/64⌉, y heads, z batch; blocks of 256: a warp takes 8 queries.
 // Cost: 2·hd values read per query and head; bound by bandwidth.
-// Idea: a warp per row; a pass of its own until the product before it leaves δ behind.
+// Traffic: a head whose rows begin amid a sector shares it with the head beside it; those of models do not.
+// Idea: a warp's 8 sums leave together; a pass of its own until the product before it leaves δ behind.
 extern "C" __global__ void __launch_bounds__(256)
     attention_bwd_delta_bf16(const Side<const bf16> o, const Side<const bf16> d_o, float* value, const Geometry g) {
     delta(o, d_o, value, g);

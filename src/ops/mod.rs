@@ -382,6 +382,10 @@ impl Case {
         self.stores = stores;
         self
     }
+    /// Is it for a GPU, and too long for its emulator?
+    pub fn long(&self) -> bool {
+        self.flops > 1e9
+    }
     /// Only the first `lead` samples carry gradients.
     pub fn leading(mut self, lead: usize) -> Self {
         self.lead = lead;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 pub mod adamw;
 pub mod attention;
+pub mod cast;
 pub mod colored_noise;
 pub mod concat;
 mod cuda;
@@ -415,6 +416,7 @@ pub fn given(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
 pub fn cases(device: &Device) -> Vec<Case> {
     [
         attention::cases(device),
+        cast::cases(device),
         colored_noise::cases(device),
         concat::cases(device),
         gelu::cases(device),

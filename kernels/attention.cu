@@ -7,8 +7,8 @@
 // Rows of a block's tile, 16 to a warp, and threads of a block.
 constexpr int ROWS = 64, THREADS = 128;
 
-// Where 16-byte piece `piece` of row `row` of a tile of HD columns lies: pieces are swapped so that 8 rows at one column
-// hit 8 different bank groups.
+// Where 16-byte piece `piece` of row `row` of a tile of HD columns lies: pieces are swapped so that 8 rows at one
+// column hit 8 different bank groups.
 template <int HD> __device__ __forceinline__ u32 place(int row, int piece) {
     constexpr int PIECES = HD / 8;
     int turn = PIECES >= 8 ? row & 7 : PIECES == 4 ? (row >> 1) & 3 : (row >> 2) & 1;
@@ -34,7 +34,8 @@ __device__ __forceinline__ void fetch(u32 to, const Side<const bf16>& from, int 
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 int c = p * 8 + k * 2;
-                u32 lo = inside && c < g.hd ? source[k * 2].bits : 0, hi = inside && c + 1 < g.hd ? source[k * 2 + 1].bits : 0;
+                u32 lo = inside && c < g.hd ? source[k * 2].bits : 0;
+                u32 hi = inside && c + 1 < g.hd ? source[k * 2 + 1].bits : 0;
                 words[k] = lo | hi << 16;
             }
             asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + place<HD>(row, p)), "r"(words[0]),
@@ -60,10 +61,11 @@ template <int HD> __device__ __forceinline__ void load_across(u32 (&r)[4], u32 t
     load_matrices_transposed(r, tile + place<HD>(k + (lane & 15), (n >> 3) + (lane >> 4)));
 }
 
-// The products of 16 rows, whose fragments `a` are sums of a product before, with 16 rows of a tile: acc[16×HD] += a·tile.
+// acc[16×HD] += a·tile: the products of 16 rows, whose fragments `a` are sums of a product before, with 16 rows of a
+// tile.
 template <int HD>
-__device__ __forceinline__ void multiply(float (&acc)[HD / 8][4], const float (&low)[4], const float (&high)[4], u32 tile,
-                                         int k) {
+__device__ __forceinline__ void multiply(float (&acc)[HD / 8][4], const float (&low)[4], const float (&high)[4],
+                                         u32 tile, int k) {
     u32 a[4] = {pair_of(low[0], low[1]), pair_of(low[2], low[3]), pair_of(high[0], high[1]), pair_of(high[2], high[3])};
 #pragma unroll
     for (int n = 0; n < HD; n += 16) {
@@ -106,8 +108,9 @@ __device__ __forceinline__ void write_rows(const Side<bf16>& to, const float (&a
 // attention_fwd_128, attention_fwd_64, attention_fwd_32: o = softmax(q·kᵀ/√hd + bias)·v, lse = log₂ Σ 2^(scores)
 //   scores in base 2: scale2 = log₂e/√hd, bias2 = bias·log₂e (a multiplicity of 512 is exactly +9)
 // Shapes: q, o text [batch, q_text, heads·hd] and stream [batch, q_stream, heads·hd]; k, v text [batch, k_text, …] and
-//   stream [batch, k_stream, …]; the joint order is text, stream. bias2 [3, keys] f32, a row per group of queries (text,
-//   the first `img` of the stream, the rest), or null; lse [batch, heads, queries] f32. hd at most the kernel's number.
+//   stream [batch, k_stream, …]; the joint order is text, stream. bias2 [3, keys] f32, a row per group of queries
+//   (text, the first `img` of the stream, the rest), or null; lse [batch, heads, queries] f32. hd at most the kernel's
+//   number.
 // Layout: contiguous, values aligned to themselves; 16 bytes at a time where hd is a multiple of 8 and rows are aligned
 //   to them. o overlaps nothing.
 // Grid: x ⌈queries/64⌉, y heads, z batch; blocks of 128.
@@ -250,8 +253,9 @@ extern "C" __global__ void __launch_bounds__(128, 2)
 // Traffic: the other side's rows come once for every tile of this side's, from the L2 cache but for the first time.
 // Idea: as attention_bwd_q's.
 template <int HD, bool KV>
-__device__ __forceinline__ void backward(const Side<const bf16>& q, const Side<const bf16>& k, const Side<const bf16>& v,
-                                         const float* __restrict__ bias2, const Side<const bf16>& d_o,
+__device__ __forceinline__ void backward(const Side<const bf16>& q, const Side<const bf16>& k,
+                                         const Side<const bf16>& v, const float* __restrict__ bias2,
+                                         const Side<const bf16>& d_o,
                                          const float* __restrict__ lse, const float* __restrict__ delta,
                                          const Side<bf16>& first_out, const Side<bf16>& second_out, const Geometry& g,
                                          int adds) {

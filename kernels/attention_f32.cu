@@ -7,7 +7,7 @@ constexpr int SIDE = 32, MINE = 4, PITCH = SIDE + 1;
 
 extern __shared__ __align__(16) float f32_memory[];
 
-// 32 rows of head `h`, from joint row `first`, `pitch` apart; zero beyond the last, and everywhere where there are none.
+// 32 rows of head `h`, from joint row `first`, `pitch` apart; zero beyond the last, and where there are none.
 __device__ __forceinline__ void fetch(float* to, const Side<const float>& from, int text, int stream, const Geometry& g,
                                       int b, int h, int first, int pitch) {
     // A warp per row: lanes that stood on two rows would meet in a bank, an odd pitch apart as they are.

@@ -1,7 +1,8 @@
 // Copies between dtypes, fills and sums: what the engine itself does to arrays.
 #include "common/elementwise.cuh"
 
-// cast_f32_bf16, cast_bf16_f32: y = x in the other dtype, or x + y where accumulate ≠ 0; to bf16 rounded to nearest even
+// cast_f32_bf16, cast_bf16_f32: y = x in the other dtype, or x + y where accumulate ≠ 0; to bf16 rounded to nearest
+//   even
 // Shapes: x [n], y [n], any n.
 // Layout: contiguous; four values at a time where both are aligned to them; they do not overlap.
 // Grid: any number of blocks of 256; 8 per multiprocessor fill it.

@@ -25,7 +25,7 @@ __device__ __forceinline__ void store_pair(bf16* p, float2 v) { *reinterpret_cas
 // Grid: x ⌈w/128⌉·⌈channels/16⌉, y h/2, z batch; blocks of 256.
 // Cost: 2 values moved per element (3 accumulating); bound by bandwidth.
 // Traffic: lines and tokens that are no multiple of 32 bytes begin amid a sector; those of FLUX.1's latents are whole.
-// Idea: two rows of 16 channels turn in shared memory, so that both sides are read and written along what is contiguous.
+// Idea: two rows of 16 channels turn in shared memory, so that both sides are taken along what is contiguous.
 template <bool PACK, class T>
 __device__ __forceinline__ void turn(const T* from, T* to, int channels, int h, int w, int accumulate) {
     __shared__ __align__(8) float lines[2 * CHANNELS * COLUMNS];

@@ -145,8 +145,8 @@ extern "C" __global__ void __launch_bounds__(256)
         forward<2>(x, w, cosine, sine, y, all);
 }
 
-// Where column c of a warp's sums stands: where a lane writes 8 neighbours, the first and the last 4 of each 8 apart and
-// 16 banks apart, so that neither its writes nor reads in order meet.
+// Where column c of a warp's sums stands: where a lane writes 8 neighbours, the first and the last 4 of each 8 apart
+// and 16 banks apart, so that neither its writes nor reads in order meet.
 template <int W> __device__ __forceinline__ int place(int c) {
     return W == 8 ? (c >> 3) * 4 + (c & 3) + ((c >> 2) & 1) * (WIDEST / 2 + 16) : c;
 }
@@ -155,7 +155,8 @@ template <int W> __device__ __forceinline__ int place(int c) {
 //   accumulate ≠ 0; partial[block] = Σ u·x̂ over the block's heads
 // Shapes: x, dy, dx as qk_norm_rope_fwd's; dx may be null: not wanted; partial [blocks, 2·pairs] f32, or null.
 // Layout: as qk_norm_rope_fwd's, partial aligned to a pair; dx may be dy where accumulate = 0.
-// Grid: as qk_norm_rope_fwd's; the partial sums, and the bits of dw, follow from `run`: the caller fixes it by the shape.
+// Grid: as qk_norm_rope_fwd's; the partial sums, and the bits of dw, follow from `run`: the caller fixes it by the
+//   shape.
 // Cost: 3 values moved per element (4 accumulating), 20 FLOPs; bound by bandwidth.
 // Traffic: a head that is no multiple of 32 bytes shares a sector with the next; those of models are.
 // Idea: one pass for both gradients; a lane keeps its columns of dw in registers over all its heads.

@@ -79,7 +79,8 @@ extern "C" __global__ void __launch_bounds__(256) mean_fwd_f32(const float* x, f
 // Cost: 4·lead bytes written; bound by latency.
 // Traffic: 4 bytes that are read are a sector of 32, and there is little else to move.
 // Idea: none needed.
-extern "C" __global__ void __launch_bounds__(256) mean_bwd_f32(const float* dy, float* dx, int lead, float n, int accumulate) {
+extern "C" __global__ void __launch_bounds__(256)
+    mean_bwd_f32(const float* dy, float* dx, int lead, float n, int accumulate) {
     int i = blockIdx.x * 256 + threadIdx.x;
     if (i < lead) dx[i] = accumulate ? dx[i] + *dy / n : *dy / n;
 }

@@ -7,8 +7,8 @@
 // Rows of a block's tile, 16 to a warp, and threads of a block.
 constexpr int ROWS = 64, THREADS = 128;
 
-// Where 16-byte piece `piece` of row `row` of a tile of HD columns lies: pieces are swapped so that 8 rows at one column
-// hit 8 different bank groups.
+// Where 16-byte piece `piece` of row `row` of a tile of HD columns lies: pieces are swapped so that 8 rows at one
+// column hit 8 different bank groups.
 template <int HD> __device__ __forceinline__ u32 place(int row, int piece) {
     constexpr int PIECES = HD / 8;
     int turn = PIECES >= 8 ? row & 7 : PIECES == 4 ? (row >> 1) & 3 : (row >> 2) & 1;
@@ -34,7 +34,8 @@ __device__ __forceinline__ void fetch(u32 to, const Side<const bf16>& from, int 
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 int c = p * 8 + k * 2;
-                u32 lo = inside && c < g.hd ? source[k * 2].bits : 0, hi = inside && c + 1 < g.hd ? source[k * 2 + 1].bits : 0;
+                u32 lo = inside && c < g.hd ? source[k * 2].bits : 0;
+                u32 hi = inside && c + 1 < g.hd ? source[k * 2 + 1].bits : 0;
                 words[k] = lo | hi << 16;
             }
             asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + place<HD>(row, p)), "r"(words[0]),
@@ -60,10 +61,11 @@ template <int HD> __device__ __forceinline__ void load_across(u32 (&r)[4], u32 t
     load_matrices_transposed(r, tile + place<HD>(k + (lane & 15), (n >> 3) + (lane >> 4)));
 }
 
-// The products of 16 rows, whose fragments `a` are sums of a product before, with 16 rows of a tile: acc[16×HD] += a·tile.
+// acc[16×HD] += a·tile: the products of 16 rows, whose fragments `a` are sums of a product before, with 16 rows of a
+// tile.
 template <int HD>
-__device__ __forceinline__ void multiply(float (&acc)[HD / 8][4], const float (&low)[4], const float (&high)[4], u32 tile,
-                                         int k) {
+__device__ __forceinline__ void multiply(float (&acc)[HD / 8][4], const float (&low)[4], const float (&high)[4],
+                                         u32 tile, int k) {
     u32 a[4] = {pair_of(low[0], low[1]), pair_of(low[2], low[3]), pair_of(high[0], high[1]), pair_of(high[2], high[3])};
 #pragma unroll
     for (int n = 0; n < HD; n += 16) {
@@ -106,8 +108,9 @@ __device__ __forceinline__ void write_rows(const Side<bf16>& to, const float (&a
 // attention_fwd_128, attention_fwd_64, attention_fwd_32: o = softmax(q·kᵀ/√hd + bias)·v, lse = log₂ Σ 2^(scores)
 //   scores in base 2: scale2 = log₂e/√hd, bias2 = bias·log₂e (a multiplicity of 512 is exactly +9)
 // Shapes: q, o text [batch, q_text, heads·hd] and stream [batch, q_stream, heads·hd]; k, v text [batch, k_text, …] and
-//   stream [batch, k_stream, …]; the joint order is text, stream. bias2 [3, keys] f32, a row per group of queries (text,
-//   the first `img` of the stream, the rest), or null; lse [batch, heads, queries] f32. hd at most the kernel's number.
+//   stream [batch, k_stream, …]; the joint order is text, stream. bias2 [3, keys] f32, a row per group of queries
+//   (text, the first `img` of the stream, the rest), or null; lse [batch, heads, queries] f32. hd at most the kernel's
+//   number.
 // Layout: contiguous, values aligned to themselves; 16 bytes at a time where hd is a multiple of 8 and rows are aligned
 //   to them. o overlaps nothing.
 // Grid: x ⌈queries/64⌉, y heads, z batch; blocks of 128.
@@ -213,15 +216,21 @@ __device__ __forceinline__ void forward(const Side<const bf16>& q, const Side<co
     write_rows<HD>(o, acc, by, g.q_text, g.q_stream, g, b, h, first + warp * 16, 0, 0);
 }
 
-#define FORWARD(HD)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(128, 2)                                                                 \
-        attention_fwd_##HD##_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,        \
-                                  const float* bias2, const Side<bf16> o, float* lse, const Geometry g) {              \
-        forward<HD>(q, k, v, bias2, o, lse, g);                                                                        \
-    }
-FORWARD(128)
-FORWARD(64)
-FORWARD(32)
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_fwd_128_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                         const float* bias2, const Side<bf16> o, float* lse, const Geometry g) {
+    forward<128>(q, k, v, bias2, o, lse, g);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_fwd_64_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                         const float* bias2, const Side<bf16> o, float* lse, const Geometry g) {
+    forward<64>(q, k, v, bias2, o, lse, g);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_fwd_32_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                         const float* bias2, const Side<bf16> o, float* lse, const Geometry g) {
+    forward<32>(q, k, v, bias2, o, lse, g);
+}
 
 // attention_bwd_q_128, attention_bwd_q_64, attention_bwd_q_32: dq
 //   p = 2^(scale2·q·k + bias2 − lse), ds = p·(do·v − δ):  dq = scale·Σ ds·k,  dk = scale·Σ ds·q,  dv = Σ p·do
@@ -244,8 +253,9 @@ FORWARD(32)
 // Traffic: the other side's rows come once for every tile of this side's, from the L2 cache but for the first time.
 // Idea: as attention_bwd_q's.
 template <int HD, bool KV>
-__device__ __forceinline__ void backward(const Side<const bf16>& q, const Side<const bf16>& k, const Side<const bf16>& v,
-                                         const float* __restrict__ bias2, const Side<const bf16>& d_o,
+__device__ __forceinline__ void backward(const Side<const bf16>& q, const Side<const bf16>& k,
+                                         const Side<const bf16>& v, const float* __restrict__ bias2,
+                                         const Side<const bf16>& d_o,
                                          const float* __restrict__ lse, const float* __restrict__ delta,
                                          const Side<bf16>& first_out, const Side<bf16>& second_out, const Geometry& g,
                                          int adds) {
@@ -326,31 +336,50 @@ __device__ __forceinline__ void backward(const Side<const bf16>& q, const Side<c
     if constexpr (KV) write_rows<HD>(second_out, acc2, one, text, stream, g, b, h, at, adds & 4, adds & 8);
 }
 
-#define BACKWARD(HD)                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(128, 2)                                                                 \
-        attention_bwd_q_##HD##_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,      \
-                                    const float* bias2, const Side<const bf16> d_o, const float* lse,                  \
-                                    const float* delta, const Side<bf16> dq, const Side<bf16> unused,                  \
-                                    const Geometry g, int adds) {                                                      \
-        backward<HD, false>(q, k, v, bias2, d_o, lse, delta, dq, unused, g, adds);                                     \
-    }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(128, 2)                                                                 \
-        attention_bwd_kv_##HD##_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,     \
-                                     const float* bias2, const Side<const bf16> d_o, const float* lse,                 \
-                                     const float* delta, const Side<bf16> dk, const Side<bf16> dv, const Geometry g,   \
-                                     int adds) {                                                                       \
-        backward<HD, true>(q, k, v, bias2, d_o, lse, delta, dk, dv, g, adds);                                          \
-    }
-BACKWARD(128)
-BACKWARD(64)
-BACKWARD(32)
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_bwd_q_128_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                             const float* bias2, const Side<const bf16> d_o, const float* lse, const float* delta,
+                             const Side<bf16> dq, const Side<bf16> unused, const Geometry g, int adds) {
+    backward<128, false>(q, k, v, bias2, d_o, lse, delta, dq, unused, g, adds);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_bwd_q_64_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                            const float* bias2, const Side<const bf16> d_o, const float* lse, const float* delta,
+                            const Side<bf16> dq, const Side<bf16> unused, const Geometry g, int adds) {
+    backward<64, false>(q, k, v, bias2, d_o, lse, delta, dq, unused, g, adds);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_bwd_q_32_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                            const float* bias2, const Side<const bf16> d_o, const float* lse, const float* delta,
+                            const Side<bf16> dq, const Side<bf16> unused, const Geometry g, int adds) {
+    backward<32, false>(q, k, v, bias2, d_o, lse, delta, dq, unused, g, adds);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_bwd_kv_128_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                              const float* bias2, const Side<const bf16> d_o, const float* lse, const float* delta,
+                              const Side<bf16> dk, const Side<bf16> dv, const Geometry g, int adds) {
+    backward<128, true>(q, k, v, bias2, d_o, lse, delta, dk, dv, g, adds);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_bwd_kv_64_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                             const float* bias2, const Side<const bf16> d_o, const float* lse, const float* delta,
+                             const Side<bf16> dk, const Side<bf16> dv, const Geometry g, int adds) {
+    backward<64, true>(q, k, v, bias2, d_o, lse, delta, dk, dv, g, adds);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    attention_bwd_kv_32_bf16(const Side<const bf16> q, const Side<const bf16> k, const Side<const bf16> v,
+                             const float* bias2, const Side<const bf16> d_o, const float* lse, const float* delta,
+                             const Side<bf16> dk, const Side<bf16> dv, const Geometry g, int adds) {
+    backward<32, true>(q, k, v, bias2, d_o, lse, delta, dk, dv, g, adds);
+}
 
 // attention_bwd_delta: δ = Σ do·o of every query and head
 // Shapes: o, d_o as attention_fwd's o (a side of d_o null: 0); delta [batch, heads, queries] f32.
 // Layout: contiguous, values aligned to themselves; nothing overlaps.
-// Grid: x ⌈queries/8⌉, y heads, z batch; blocks of 256: a warp per query.
+// Grid: x ⌈queries/64⌉, y heads, z batch; blocks of 256: a warp takes 8 queries.
 // Cost: 2·hd values read per query and head; bound by bandwidth.
-// Idea: a warp per row; a pass of its own until the product before it leaves δ behind.
+// Traffic: a head whose rows begin amid a sector shares it with the head beside it; those of models do not.
+// Idea: a warp's 8 sums leave together; a pass of its own until the product before it leaves δ behind.
 extern "C" __global__ void __launch_bounds__(256)
     attention_bwd_delta_bf16(const Side<const bf16> o, const Side<const bf16> d_o, float* value, const Geometry g) {
     delta(o, d_o, value, g);

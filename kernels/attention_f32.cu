@@ -5,13 +5,17 @@
 // follow it 32 apart.
 constexpr int SIDE = 32, MINE = 4, PITCH = SIDE + 1;
 
-// 32 rows of head `h`, from joint row `first`, `pitch` apart; zero beyond the last, and everywhere where there are none.
+extern __shared__ __align__(16) float f32_memory[];
+
+// 32 rows of head `h`, from joint row `first`, `pitch` apart; zero beyond the last, and where there are none.
 __device__ __forceinline__ void fetch(float* to, const Side<const float>& from, int text, int stream, const Geometry& g,
                                       int b, int h, int first, int pitch) {
-    for (int i = threadIdx.x; i < SIDE * g.hd; i += 256) {
-        int row = i / g.hd, c = i - row * g.hd, j = first + row;
+    // A warp per row: lanes that stood on two rows would meet in a bank, an odd pitch apart as they are.
+    for (int row = threadIdx.x >> 5; row < SIDE; row += 8) {
+        int j = first + row;
         bool there = j < text + stream && (j < text ? from.text : from.stream);
-        to[row * pitch + c] = there ? row_of(from, text, stream, g, b, h, j)[c] : 0.0f;
+        const float* source = there ? row_of(from, text, stream, g, b, h, j) : nullptr;
+        for (int c = threadIdx.x & 31; c < g.hd; c += 32) to[row * pitch + c] = there ? source[c] : 0.0f;
     }
 }
 
@@ -74,7 +78,6 @@ __device__ __forceinline__ void write_rows(const Side<float>& to, const float (&
 extern "C" __global__ void __launch_bounds__(256)
     attention_fwd_f32(const Side<const float> q, const Side<const float> k, const Side<const float> v,
                       const float* __restrict__ bias2, const Side<float> o, float* __restrict__ lse, const Geometry g) {
-    extern __shared__ __align__(16) float f32_memory[];
     int pitch = g.hd | 1, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, h = blockIdx.y, b = blockIdx.z;
     float *rows = f32_memory, *columns = rows + SIDE * pitch, *values = columns + SIDE * pitch,
           *p = values + SIDE * pitch;
@@ -138,7 +141,6 @@ __device__ __forceinline__ void backward(const Side<const float>& q, const Side<
                                          const Side<const float>& d_o, const float* __restrict__ lse,
                                          const float* __restrict__ delta, const Side<float>& first_out,
                                          const Side<float>& second_out, const Geometry& g, int adds) {
-    extern __shared__ __align__(16) float f32_memory[];
     int pitch = g.hd | 1, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, h = blockIdx.y, b = blockIdx.z;
     float *near1 = f32_memory, *near2 = near1 + SIDE * pitch, *far1 = near2 + SIDE * pitch, *far2 = far1 + SIDE * pitch,
           *p = far2 + SIDE * pitch, *ds = p + SIDE * PITCH;
@@ -195,9 +197,10 @@ extern "C" __global__ void __launch_bounds__(256)
 // attention_bwd_delta_f32: as attention_bwd_delta of attention.cu
 // Shapes: as there.
 // Layout: contiguous f32, values aligned to themselves; nothing overlaps.
-// Grid: x ⌈queries/8⌉, y heads, z batch; blocks of 256: a warp per query.
+// Grid: x ⌈queries/64⌉, y heads, z batch; blocks of 256: a warp takes 8 queries.
 // Cost: 8·hd bytes read per query and head; bound by bandwidth.
-// Idea: a warp per row.
+// Traffic: a head whose rows begin amid a sector shares it with the head beside it; those of models do not.
+// Idea: a warp's 8 sums leave together.
 extern "C" __global__ void __launch_bounds__(256)
     attention_bwd_delta_f32(const Side<const float> o, const Side<const float> d_o, float* value, const Geometry g) {
     delta(o, d_o, value, g);

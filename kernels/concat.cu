@@ -8,8 +8,8 @@
 // Cost: 2·rows·width values moved (3 accumulating); bound by bandwidth.
 // Idea: joining and cutting, forward and backward, along either axis, are this one move.
 template <class T>
-__device__ __forceinline__ void move(const T* from, T* to, i64 rows, i64 width, i64 from_total, i64 from_at, i64 to_total,
-                                     i64 to_at, int accumulate) {
+__device__ __forceinline__ void move(const T* from, T* to, i64 rows, i64 width, i64 from_total, i64 from_at,
+                                     i64 to_total, i64 to_at, int accumulate) {
     constexpr int N = Piece<T>::N;
     i64 step = (i64)gridDim.x * blockDim.x, me = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     from += from_at;

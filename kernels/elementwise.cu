@@ -1,25 +1,37 @@
 // Copies between dtypes, fills and sums: what the engine itself does to arrays.
 #include "common/elementwise.cuh"
 
-// cast_f32_bf16, cast_bf16_f32: y = x in the other dtype, f32 → bf16 rounded to nearest even
+// cast_f32_bf16, cast_bf16_f32: y = x in the other dtype, or x + y where accumulate ≠ 0; to bf16 rounded to nearest
+//   even
 // Shapes: x [n], y [n], any n.
 // Layout: contiguous; four values at a time where both are aligned to them; they do not overlap.
 // Grid: any number of blocks of 256; 8 per multiprocessor fill it.
-// Cost: 6n bytes moved; bound by bandwidth.
+// Cost: 6n bytes moved (8n or 10n accumulating); bound by bandwidth.
 // Idea: 4 values per thread and turn, so that a warp's requests are contiguous on either side.
-template <class T, class U> __device__ __forceinline__ void cast(const T* __restrict__ x, U* __restrict__ y, i64 n) {
+template <class T, class U>
+__device__ __forceinline__ void cast(const T* __restrict__ x, U* __restrict__ y, i64 n, int accumulate) {
     i64 step = (i64)gridDim.x * blockDim.x, me = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     i64 pieces = aligned<4 * sizeof(T)>(x) && aligned<4 * sizeof(U)>(y) ? n / 4 : 0;
     for (i64 i = me; i < pieces; i += step) {
-        float v[4];
+        float v[4], w[4];
         load_four(x + i * 4, v);
+        if (accumulate) load_four(y + i * 4, w);
+#pragma unroll
+        for (int k = 0; k < 4; k++) v[k] = accumulate ? v[k] + w[k] : v[k];
         store_four(y + i * 4, v);
     }
 #pragma unroll 1
-    for (i64 i = pieces * 4 + me; i < n; i += step) store(y + i, load(x + i));
+    for (i64 i = pieces * 4 + me; i < n; i += step) {
+        float v = load(x + i);
+        store(y + i, accumulate ? v + load(y + i) : v);
+    }
 }
-extern "C" __global__ void __launch_bounds__(256) cast_f32_bf16(const float* x, bf16* y, i64 n) { cast(x, y, n); }
-extern "C" __global__ void __launch_bounds__(256) cast_bf16_f32(const bf16* x, float* y, i64 n) { cast(x, y, n); }
+extern "C" __global__ void __launch_bounds__(256) cast_f32_bf16(const float* x, bf16* y, i64 n, int accumulate) {
+    cast(x, y, n, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256) cast_bf16_f32(const bf16* x, float* y, i64 n, int accumulate) {
+    cast(x, y, n, accumulate);
+}
 
 // fill: y = value
 // Shapes: y [n], any n.

@@ -80,16 +80,20 @@ struct InPlace {
     }
 };
 
-// W values as f32: a piece of 16 bytes, or one.
+// W values as f32: eight, four, or one. A lane has as many as 16 bytes of x hold, of every row.
 template <int W, class T> __device__ __forceinline__ void read(const T* p, float (&v)[W]) {
     if constexpr (W == 1)
         v[0] = load(p);
+    else if constexpr (W == 4)
+        load_four(p, v);
     else
         load_piece(p, v);
 }
 template <int W, class T> __device__ __forceinline__ void write(T* p, const float (&v)[W]) {
     if constexpr (W == 1)
         store(p, v[0]);
+    else if constexpr (W == 4)
+        store_four(p, v);
     else
         store_piece(p, v);
 }
@@ -120,8 +124,8 @@ __device__ __forceinline__ void row_stats(const T* x, T* kept, int d, float& mea
 }
 
 // One row of y by one warp.
-template <int W, bool STAGED, class T, class C>
-__device__ __forceinline__ void row_forward(const T* x, T* y, T* kept, const C& add, const C& mul, int d) {
+template <int W, bool STAGED, class X, class Y, class C>
+__device__ __forceinline__ void row_forward(const X* x, Y* y, X* kept, const C& add, const C& mul, int d) {
     float mean, rstd;
     row_stats<W, STAGED>(x, kept, d, mean, rstd);
     for (int c = (threadIdx.x & 31) * W; c < d; c += 32 * W) {
@@ -135,7 +139,7 @@ __device__ __forceinline__ void row_forward(const T* x, T* y, T* kept, const C& 
     }
 }
 
-// ln_modulate_fwd: y = LN(x)·(1 + scale) + shift, ε = 1e-6, for any width
+// ln_modulate_fwd: y = LN(x)·(1 + scale) + shift, ε = 1e-6, for any width; mixed: x f32, y bf16
 // Shapes: x, y [batch·tokens, d]; image [image rows, image_width], cond [cond rows, cond_width], both f32;
 //   image_row, cond_row [batch]. shift, scale: which chunk of d columns. cond, cond_row null where split ≥ tokens.
 // Layout: row-major, contiguous; 16 bytes at a time where d is a multiple of a piece (4 f32, 8 bf16) and all are
@@ -147,11 +151,11 @@ __device__ __forceinline__ void row_forward(const T* x, T* y, T* kept, const C& 
 //   from a cache; the width that models have, 3072, has a kernel of its own.
 // Idea: a warp owns its row and keeps it in shared memory, so that the passes of the variance and the output need
 //   neither a barrier nor memory again; a block's rows share their chunks of the table.
-template <class T>
-__device__ __forceinline__ void forward(const T* x, const Tables& tables, T* y, int rows, int tokens, int d, int shift,
+template <class X, class Y>
+__device__ __forceinline__ void forward(const X* x, const Tables& tables, Y* y, int rows, int tokens, int d, int shift,
                                         int scale) {
-    constexpr int N = Piece<T>::N;
-    __shared__ __align__(16) T kept[4][KEPT];
+    constexpr int N = Piece<X>::N;
+    __shared__ __align__(16) X kept[4][KEPT];
     __shared__ __align__(16) Chunk<KEPT> chunks[2];
     int warp = threadIdx.x >> 5;
     bool staged = d <= KEPT, pieces = d % N == 0 && aligned(x, y);
@@ -169,8 +173,8 @@ __device__ __forceinline__ void forward(const T* x, const Tables& tables, T* y, 
             __syncthreads();
         }
         for (int row = begin + warp; row < end; row += 4) {
-            const T* from = x + (i64)row * d;
-            T* to = y + (i64)row * d;
+            const X* from = x + (i64)row * d;
+            Y* to = y + (i64)row * d;
             if (staged && pieces)
                 row_forward<N, true>(from, to, kept[warp], chunks[0], chunks[1], d);
             else if (staged)
@@ -193,14 +197,31 @@ extern "C" __global__ void __launch_bounds__(128, 4)
                          int scale) {
     forward(x, tables, y, rows, tokens, d, shift, scale);
 }
+extern "C" __global__ void __launch_bounds__(128, 4)
+    ln_modulate_fwd_mixed(const float* x, const Tables tables, bf16* y, int rows, int tokens, int d, int shift,
+                          int scale) {
+    forward(x, tables, y, rows, tokens, d, shift, scale);
+}
 
-// The pieces of a row of 3072 that a lane has, as they lie in memory.
-template <class T> struct Row {
-    static constexpr int N = Piece<T>::N, PIECES = FLUX / N / 32;
-    Bytes16 piece[PIECES];
+// W neighbours of a row, as they lie in memory: 16 bytes, or 4 bf16.
+template <class T, int W> struct Raw {
+    Bytes16 bytes;
+    __device__ __forceinline__ void unpack(float (&v)[W]) const { Piece<T>::unpack(bytes, v); }
+};
+template <> struct Raw<bf16, 4> {
+    uint2 bytes;
+    __device__ __forceinline__ void unpack(float (&v)[4]) const {
+        v[0] = low(bytes.x), v[1] = high(bytes.x), v[2] = low(bytes.y), v[3] = high(bytes.y);
+    }
+};
+
+// The pieces of a row of 3072 that a lane has, N neighbours each.
+template <class T, int N> struct Row {
+    static constexpr int PIECES = FLUX / N / 32;
+    Raw<T, N> piece[PIECES];
 
     __device__ __forceinline__ explicit Row(const T* row) {
-        const Bytes16* from = reinterpret_cast<const Bytes16*>(row) + (threadIdx.x & 31);
+        const Raw<T, N>* from = reinterpret_cast<const Raw<T, N>*>(row) + (threadIdx.x & 31);
 #pragma unroll
         for (int i = 0; i < PIECES; i++) piece[i] = from[i * 32];
     }
@@ -209,7 +230,7 @@ template <class T> struct Row {
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             float v[N];
-            Piece<T>::unpack(piece[i], v);
+            piece[i].unpack(v);
             f((i * 32 + (int)(threadIdx.x & 31)) * N, v, i);
         }
     }
@@ -233,13 +254,13 @@ template <class T> struct Row {
 // Shapes: as ln_modulate_fwd, d = 3072.
 // Layout: as ln_modulate_fwd; x and y aligned to 16 bytes.
 // Grid: ⌈batch·tokens/32⌉ blocks of 128: 8 rows to a warp.
-// Cost: 12 KB moved per row in bf16, 24 in f32, and 1/16 of 12 KB from the tables; bound by bandwidth.
+// Cost: 12 KB moved per row in bf16, 18 mixed, 24 in f32, and 1/16 of 12 KB from the tables; bound by bandwidth.
 // Idea: the whole row waits in registers as it was loaded (48 of them in bf16), every load in flight at once; memory is
 //   read once.
-template <class T>
-__device__ __forceinline__ void forward_3072(const T* x, const Tables& tables, T* y, int rows, int tokens, int shift,
+template <class X, class Y>
+__device__ __forceinline__ void forward_3072(const X* x, const Tables& tables, Y* y, int rows, int tokens, int shift,
                                              int scale) {
-    constexpr int N = Piece<T>::N;
+    constexpr int N = Piece<X>::N;
     __shared__ __align__(16) Chunk<FLUX> chunks[2];
     each_run(tables, rows, tokens, [&](int begin, int end, int b, int t) {
         __syncthreads();
@@ -247,8 +268,8 @@ __device__ __forceinline__ void forward_3072(const T* x, const Tables& tables, T
         chunks[1].template fetch<N>(tables.chunk(b, t, FLUX, scale), FLUX);
         __syncthreads();
         for (int row = begin + (threadIdx.x >> 5); row < end; row += 4) {
-            Row<T> kept(x + (i64)row * FLUX);
-            T* to = y + (i64)row * FLUX;
+            Row<X, N> kept(x + (i64)row * FLUX);
+            Y* to = y + (i64)row * FLUX;
             float mean, rstd;
             kept.stats(mean, rstd);
             kept.each([&](int c, float(&v)[N], int) {
@@ -257,7 +278,7 @@ __device__ __forceinline__ void forward_3072(const T* x, const Tables& tables, T
                 chunks[0].template read<N>(c, h);
 #pragma unroll
                 for (int k = 0; k < N; k++) v[k] = (v[k] - mean) * rstd * (1.0f + s[k]) + h[k];
-                store_piece(to + c, v);
+                write<N>(to + c, v);
             });
         }
     });
@@ -273,13 +294,17 @@ extern "C" __global__ void __launch_bounds__(128, 3)
                               int scale) {
     forward_3072(x, tables, y, rows, tokens, shift, scale);
 }
+extern "C" __global__ void __launch_bounds__(128, 3)
+    ln_modulate_fwd_3072_mixed(const float* x, const Tables tables, bf16* y, int rows, int tokens, int shift,
+                               int scale) {
+    forward_3072(x, tables, y, rows, tokens, shift, scale);
+}
 
-// One row of dx by one warp; kept: room for the row of x and that of dy.
-template <int W, bool STAGED, class T, class C>
-__device__ __forceinline__ void row_backward(const T* x, const T* dy, T* dx, T* kept, const C& mul, float2* stats,
-                                             int d, int accumulate) {
+// One row of dx by one warp; kept, kept_dy: room for the row of x and that of dy.
+template <int W, bool STAGED, class X, class Y, class C>
+__device__ __forceinline__ void row_backward(const X* x, const Y* dy, X* dx, X* kept, Y* kept_dy, const C& mul,
+                                             float2* stats, int d, int accumulate) {
     int lane = threadIdx.x & 31;
-    T* kept_dy = kept + KEPT;
     float mean, rstd, sum_g = 0.0f, sum_gx = 0.0f;
     row_stats<W, STAGED>(x, kept, d, mean, rstd);
     if (stats && lane == 0) *stats = make_float2(mean, rstd);
@@ -312,7 +337,8 @@ __device__ __forceinline__ void row_backward(const T* x, const T* dy, T* dx, T* 
     }
 }
 
-// ln_modulate_bwd: dx = (g − mean g − x̂·mean(g·x̂))/σ with g = dy·(1 + scale), x̂ = LN(x); added where accumulate ≠ 0
+// ln_modulate_bwd: dx = (g − mean g − x̂·mean(g·x̂))/σ with g = dy·(1 + scale), x̂ = LN(x); added where accumulate ≠ 0;
+//   mixed: x and dx f32, dy bf16
 // Shapes: x, dy, dx [batch·tokens, d]; tables as ln_modulate_fwd's; stats [batch·tokens] (mean, 1/σ) f32, or null.
 // Layout: row-major, contiguous; 16 bytes at a time as in ln_modulate_fwd, stats aligned to 8; dx may be dy where
 //   accumulate = 0.
@@ -320,14 +346,15 @@ __device__ __forceinline__ void row_backward(const T* x, const T* dy, T* dx, T* 
 // Cost: 3·d values moved per row (4·d accumulating) and 1/32 of a row of f32 from the table, 20·d FLOPs; bound by
 //   bandwidth. Rows wider than 1024 are read more than once, as in ln_modulate_fwd.
 // Traffic: a warp reads a row wider than 1024 four times and its dy twice, all but the first time from a cache; two
-//   rows of such a width leave a warp neither registers nor shared memory, and the width that is trained with in bf16
-//   has ln_modulate_bwd_3072.
+//   rows of such a width leave a warp neither registers nor shared memory, and the width that is trained with beside
+//   bf16 has ln_modulate_bwd_3072.
 // Idea: as in ln_modulate_fwd, both means in one pass; the row's statistics are left for ln_modulate_bwd_tables.
-template <class T>
-__device__ __forceinline__ void backward(const T* x, const T* dy, const Tables& tables, T* dx, float2* stats, int rows,
+template <class X, class Y>
+__device__ __forceinline__ void backward(const X* x, const Y* dy, const Tables& tables, X* dx, float2* stats, int rows,
                                          int tokens, int d, int scale, int accumulate) {
-    constexpr int N = Piece<T>::N;
-    __shared__ __align__(16) T kept[4][2 * KEPT];
+    constexpr int N = Piece<X>::N;
+    __shared__ __align__(16) X kept[4][KEPT];
+    __shared__ __align__(16) Y kept_dy[4][KEPT];
     __shared__ __align__(16) Chunk<KEPT> chunk;
     int warp = threadIdx.x >> 5;
     bool staged = d <= KEPT, pieces = d % N == 0 && aligned(x, dy, dx);
@@ -344,14 +371,16 @@ __device__ __forceinline__ void backward(const T* x, const T* dy, const Tables& 
         for (int row = begin + warp; row < end; row += 4) {
             i64 at = (i64)row * d;
             float2* to = stats ? stats + row : nullptr;
+            X* room = kept[warp];
+            Y* room_dy = kept_dy[warp];
             if (staged && pieces)
-                row_backward<N, true>(x + at, dy + at, dx + at, kept[warp], chunk, to, d, accumulate);
+                row_backward<N, true>(x + at, dy + at, dx + at, room, room_dy, chunk, to, d, accumulate);
             else if (staged)
-                row_backward<1, true>(x + at, dy + at, dx + at, kept[warp], chunk, to, d, accumulate);
+                row_backward<1, true>(x + at, dy + at, dx + at, room, room_dy, chunk, to, d, accumulate);
             else if (pieces && aligned(mul))
-                row_backward<N, false>(x + at, dy + at, dx + at, kept[warp], InPlace{mul}, to, d, accumulate);
+                row_backward<N, false>(x + at, dy + at, dx + at, room, room_dy, InPlace{mul}, to, d, accumulate);
             else
-                row_backward<1, false>(x + at, dy + at, dx + at, kept[warp], InPlace{mul}, to, d, accumulate);
+                row_backward<1, false>(x + at, dy + at, dx + at, room, room_dy, InPlace{mul}, to, d, accumulate);
         }
     });
 }
@@ -366,32 +395,38 @@ extern "C" __global__ void __launch_bounds__(128, 4)
                          int tokens, int d, int scale, int accumulate) {
     backward(x, dy, tables, dx, stats, rows, tokens, d, scale, accumulate);
 }
+extern "C" __global__ void __launch_bounds__(128, 4)
+    ln_modulate_bwd_mixed(const float* x, const bf16* dy, const Tables tables, float* dx, float2* stats, int rows,
+                          int tokens, int d, int scale, int accumulate) {
+    backward(x, dy, tables, dx, stats, rows, tokens, d, scale, accumulate);
+}
 
-// ln_modulate_bwd_3072: ln_modulate_bwd for d = 3072, FLUX.1's width, in bf16
+// ln_modulate_bwd_3072: ln_modulate_bwd for d = 3072, FLUX.1's width, where dy is bf16
 // Shapes: as ln_modulate_bwd, d = 3072.
 // Layout: as ln_modulate_bwd; x, dy and dx aligned to 16 bytes.
 // Grid: ⌈batch·tokens/32⌉ blocks of 128: 8 rows to a warp.
-// Cost: 18 KB moved per row (24 accumulating) and 1/32 of 12 KB from the table; bound by bandwidth.
-// Idea: both rows wait in registers as they were loaded, 96 of them; in f32 they would not fit.
-extern "C" __global__ void __launch_bounds__(128, 2)
-    ln_modulate_bwd_3072_bf16(const bf16* x, const bf16* dy, const Tables tables, bf16* dx, float2* stats, int rows,
-                              int tokens, int scale, int accumulate) {
-    constexpr int N = Piece<bf16>::N;
+// Cost: 18 KB moved per row (24 accumulating), mixed 30 (42), and 1/32 of 12 KB from the table; bound by bandwidth.
+// Idea: both rows wait in registers as they were loaded, 96 of them, mixed 144; two of f32 would not fit.
+template <class X>
+__device__ __forceinline__ void backward_3072(const X* x, const bf16* dy, const Tables& tables, X* dx, float2* stats,
+                                              int rows, int tokens, int scale, int accumulate) {
+    constexpr int N = Piece<X>::N;
     __shared__ __align__(16) Chunk<FLUX> chunk;
     each_run(tables, rows, tokens, [&](int begin, int end, int b, int t) {
         __syncthreads();
-        chunk.fetch<N>(tables.chunk(b, t, FLUX, scale), FLUX);
+        chunk.template fetch<N>(tables.chunk(b, t, FLUX, scale), FLUX);
         __syncthreads();
         for (int row = begin + (threadIdx.x >> 5); row < end; row += 4) {
-            Row<bf16> kept(x + (i64)row * FLUX), kept_dy(dy + (i64)row * FLUX);
-            bf16* to = dx + (i64)row * FLUX;
+            Row<X, N> kept(x + (i64)row * FLUX);
+            Row<bf16, N> kept_dy(dy + (i64)row * FLUX);
+            X* to = dx + (i64)row * FLUX;
             float mean, rstd, sum_g = 0.0f, sum_gx = 0.0f;
             kept.stats(mean, rstd);
             if (stats && (threadIdx.x & 31) == 0) stats[row] = make_float2(mean, rstd);
             kept.each([&](int c, float(&v)[N], int i) {
                 float g[N], s[N];
-                Piece<bf16>::unpack(kept_dy.piece[i], g);
-                chunk.read<N>(c, s);
+                kept_dy.piece[i].unpack(g);
+                chunk.template read<N>(c, s);
 #pragma unroll
                 for (int k = 0; k < N; k++) {
                     float gk = g[k] * (1.0f + s[k]);
@@ -402,21 +437,33 @@ extern "C" __global__ void __launch_bounds__(128, 2)
             float mean_g = warp_sum(sum_g) / (float)FLUX, mean_gx = warp_sum(sum_gx) / (float)FLUX;
             kept.each([&](int c, float(&v)[N], int i) {
                 float g[N], s[N], old[N];
-                Piece<bf16>::unpack(kept_dy.piece[i], g);
-                chunk.read<N>(c, s);
-                if (accumulate) load_piece(to + c, old);
+                kept_dy.piece[i].unpack(g);
+                chunk.template read<N>(c, s);
+                if (accumulate) read<N>(to + c, old);
 #pragma unroll
                 for (int k = 0; k < N; k++) {
                     v[k] = rstd * (g[k] * (1.0f + s[k]) - mean_g - (v[k] - mean) * rstd * mean_gx);
                     if (accumulate) v[k] += old[k];
                 }
-                store_piece(to + c, v);
+                write<N>(to + c, v);
             });
         }
     });
 }
 
-// ln_modulate_bwd_tables: dshift = Σ dy, dscale = Σ dy·x̂, per table row over the tokens that read it
+extern "C" __global__ void __launch_bounds__(128, 2)
+    ln_modulate_bwd_3072_bf16(const bf16* x, const bf16* dy, const Tables tables, bf16* dx, float2* stats, int rows,
+                              int tokens, int scale, int accumulate) {
+    backward_3072(x, dy, tables, dx, stats, rows, tokens, scale, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128, 2)
+    ln_modulate_bwd_3072_mixed(const float* x, const bf16* dy, const Tables tables, float* dx, float2* stats, int rows,
+                               int tokens, int scale, int accumulate) {
+    backward_3072(x, dy, tables, dx, stats, rows, tokens, scale, accumulate);
+}
+
+// ln_modulate_bwd_tables: dshift = Σ dy, dscale = Σ dy·x̂, per table row over the tokens that read it; mixed: x f32, dy
+//   bf16
 // Shapes: x, dy [batch·tokens, d]; stats [batch·tokens] (mean, 1/σ); row_of [batch]: each sample's table row; dtable
 //   [rows, width] f32, of which columns shift·d .. and scale·d .. are written, or added to where accumulate ≠ 0.
 //   The other columns are left alone: to be zeroed by who begins the table's gradient.
@@ -426,8 +473,8 @@ extern "C" __global__ void __launch_bounds__(128, 2)
 // Cost: 2·d values read per token, once for each table; 5·d FLOPs; bound by bandwidth.
 // Idea: 8 warps take every eighth token of 32 columns and meet in shared memory: coalesced, no atomics, fixed order;
 //   the tokens' statistics are fetched once per block.
-template <class T>
-__device__ __forceinline__ void tables_backward(const T* x, const T* dy, const float2* stats, const int* row_of,
+template <class X, class Y>
+__device__ __forceinline__ void tables_backward(const X* x, const Y* dy, const float2* stats, const int* row_of,
                                                 float* dtable, int batch, int tokens, int begin, int end, int d,
                                                 int width, int shift, int scale, int accumulate) {
     __shared__ float sums[2][8][32];
@@ -483,5 +530,11 @@ extern "C" __global__ void __launch_bounds__(256)
     ln_modulate_bwd_tables_bf16(const bf16* x, const bf16* dy, const float2* stats, const int* row_of, float* dtable,
                                 int batch, int tokens, int begin, int end, int d, int width, int shift, int scale,
                                 int accumulate) {
+    tables_backward(x, dy, stats, row_of, dtable, batch, tokens, begin, end, d, width, shift, scale, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(256)
+    ln_modulate_bwd_tables_mixed(const float* x, const bf16* dy, const float2* stats, const int* row_of, float* dtable,
+                                 int batch, int tokens, int begin, int end, int d, int width, int shift, int scale,
+                                 int accumulate) {
     tables_backward(x, dy, stats, row_of, dtable, batch, tokens, begin, end, d, width, shift, scale, accumulate);
 }

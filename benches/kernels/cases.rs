@@ -67,7 +67,7 @@ fn layer_norm(streams: usize) -> Large {
             random(&cpu, &[streams, 3 * D], 41, 0.5),
             random(&cpu, &[1, 3 * D], 42, 0.5),
         ];
-        let op = LnModulate { source, shift: 0, scale: 2 };
+        let op = LnModulate { source, shift: 0, scale: 2, narrow: false };
         Case::new(title.clone(), op, inputs)
             .half(&[0])
             .parameters(&[1, 2])

@@ -184,13 +184,13 @@ fn run(
     Ok(())
 }
 
-/// Runs every case of every op that has kernels, and the launches that no op makes.
+/// Runs every case of every op that has kernels, but for those too long for an emulator, and the launches that no op makes.
 fn measure(device: &Device) -> Result<BTreeMap<String, Judged>, Any> {
     let gpu = device.gpu().ok_or("the emulator is no GPU")?;
     let mut judged = BTreeMap::new();
     gpu.take_needs();
     library::reset_counters();
-    for case in ops::cases(&Device::cpu()).iter().filter(|c| c.op.cuda()) {
+    for case in ops::cases(&Device::cpu()).iter().filter(|c| c.op.cuda() && !c.long()) {
         for dtype in [DType::F32, DType::Bf16] {
             if dtype == DType::F32 || !case.half.is_empty() {
                 run(case, device, dtype, |pass| {

@@ -33,17 +33,23 @@ __device__ __forceinline__ int group_of(int query, const Geometry& g) {
     return query < g.q_text ? 0 : query - g.q_text < g.img ? 1 : 2;
 }
 
+// δ of the warp's 8 queries, which lane 0 .. 7 write together.
 template <class T>
 __device__ __forceinline__ void delta(const Side<const T>& o, const Side<const T>& d_o, float* value, const Geometry& g) {
     int lane = threadIdx.x & 31, h = blockIdx.y, b = blockIdx.z, queries = g.q_text + g.q_stream;
-    int query = blockIdx.x * 8 + (threadIdx.x >> 5);
-    if (query >= queries) return;
-    float sum = 0.0f;
-    if (query < g.q_text ? d_o.text : d_o.stream) {
-        const T* a = row_of(o, g.q_text, g.q_stream, g, b, h, query);
-        const T* d = row_of(d_o, g.q_text, g.q_stream, g, b, h, query);
-        for (int c = lane; c < g.hd; c += 32) sum += load(a + c) * load(d + c);
+    int first = (blockIdx.x * 8 + (threadIdx.x >> 5)) * 8;
+    float mine = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int query = first + i;
+        float sum = 0.0f;
+        if (query < queries && (query < g.q_text ? d_o.text : d_o.stream)) {
+            const T* a = row_of(o, g.q_text, g.q_stream, g, b, h, query);
+            const T* d = row_of(d_o, g.q_text, g.q_stream, g, b, h, query);
+            for (int c = lane; c < g.hd; c += 32) sum += load(a + c) * load(d + c);
+        }
+        sum = warp_sum(sum);
+        if (lane == i) mine = sum;
     }
-    sum = warp_sum(sum);
-    if (lane == 0) value[((i64)b * g.heads + h) * queries + query] = sum;
+    if (lane < 8 && first + lane < queries) value[((i64)b * g.heads + h) * queries + first + lane] = mine;
 }

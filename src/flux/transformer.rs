@@ -132,7 +132,12 @@ impl<'a> Flux<'a> {
             }
         }
         let modulation = self.linear(tape, "norm_out.linear", &s.emb, Epilogue::None, &[], None)?;
-        let last = LnModulate { source: ModSource::per_sample(inputs.sigma.len()), shift: 1, scale: 0 };
+        let last = LnModulate {
+            source: ModSource::per_sample(inputs.sigma.len()),
+            shift: 1,
+            scale: 0,
+            narrow: false,
+        };
         let img = if s.x.value().shape()[1] > plan.layout.img {
             tape.one(Narrow { axis: 1, range: 0..plan.layout.img }, &[&s.x])?
         } else {
@@ -454,5 +459,5 @@ fn ln<'a>(
     scale: usize,
 ) -> Result<Var> {
     let inputs: Vec<&Var> = std::iter::once(x).chain(m).collect();
-    tape.one(LnModulate { source: source.clone(), shift, scale }, &inputs)
+    tape.one(LnModulate { source: source.clone(), shift, scale, narrow: false }, &inputs)
 }

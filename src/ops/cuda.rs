@@ -42,9 +42,23 @@ pub fn map(gpu: &Gpu, source: &'static str, name: &str, x: &Tensor, y: &mut Tens
 
 /// y = x in y's dtype, which is the other one.
 pub fn cast(gpu: &Gpu, x: &Tensor, y: &mut Tensor) -> Result<()> {
+    cast_or_add(gpu, x, y, false)
+}
+
+/// The slot's gradient = x in its dtype, which is the other one, or x added to it.
+pub fn cast_into(gpu: &Gpu, x: &Tensor, slot: &mut Slot) -> Result<()> {
+    cast_or_add(gpu, x, &mut slot.grad, slot.accumulate)
+}
+
+fn cast_or_add(gpu: &Gpu, x: &Tensor, y: &mut Tensor, accumulate: bool) -> Result<()> {
     let kernel = gpu.kernel("elementwise.cu", &format!("cast_{}_{}", x.dtype().name(), y.dtype().name()))?;
     let n = x.len();
-    gpu.launch(&kernel, [blocks(gpu, n / 8 + 1), 1, 1], THREADS).read(x).write(y).value(long(n)).run()
+    gpu.launch(&kernel, [blocks(gpu, n / 8 + 1), 1, 1], THREADS)
+        .read(x)
+        .write_or_add(y, accumulate)
+        .value(long(n))
+        .value(i32::from(accumulate))
+        .run()
 }
 
 /// The slot's gradient [n] = the sums of the columns of `x` [rows, n], or they are added to it.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 pub mod adamw;
 pub mod attention;
 pub mod blend;
+pub mod cast;
 pub mod colored_noise;
 pub mod concat;
 pub(crate) mod cuda;
@@ -383,6 +384,10 @@ impl Case {
         self.stores = stores;
         self
     }
+    /// Is it for a GPU, and too long for its emulator?
+    pub fn long(&self) -> bool {
+        self.flops > 1e9
+    }
     /// Only the first `lead` samples carry gradients.
     pub fn leading(mut self, lead: usize) -> Self {
         self.lead = lead;
@@ -413,6 +418,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
     [
         attention::cases(device),
         blend::cases(device),
+        cast::cases(device),
         colored_noise::cases(device),
         concat::cases(device),
         gelu::cases(device),

@@ -3,12 +3,14 @@
 //! x `[batch, tokens, D]`; shift and scale are chunks of D columns of a modulation table `[rows, chunks·D]`; image and
 //! condition tokens read tables of their own ([`ModSource`]). Inputs: x, image table, condition table (if any).
 //!
+//! On CUDA, y has x's dtype or, where the op is `narrow`, is bf16 beside an f32 x; a gradient has its tensor's dtype.
+//!
 //! Saves x and the tables; mean and 1/σ are recomputed. With `g = dy·(1+scale)`, `x̂ = LN(x)`:
 //! `dx = (g − mean g − x̂·mean(g·x̂))/σ`, `dshift = Σ_t dy`, `dscale = Σ_t dy·x̂`.
 
 use super::{Case, ModSource, Op, Save, Slot, dims3, expect_inputs, random};
 use crate::Result;
-use crate::engine::{Device, Tensor, simd};
+use crate::engine::{DType, Device, Tensor, simd};
 use rayon::prelude::*;
 
 mod launch;
@@ -25,6 +27,8 @@ pub struct LnModulate {
     pub shift: usize,
     /// Chunk that is the scale.
     pub scale: usize,
+    /// Is y bf16 on a CUDA device though x, a residual stream, is f32? Nothing to the CPU, which computes in f32 alone.
+    pub narrow: bool,
 }
 
 /// Mean and 1/σ of a row.
@@ -50,7 +54,9 @@ impl Op for LnModulate {
         for chunk in [self.shift, self.scale] {
             self.source.check("ln_modulate", batch, tables.0, tables.1, d, chunk)?;
         }
-        let mut y = Tensor::empty_as(inputs[0].device(), inputs[0].shape(), inputs[0].dtype())?;
+        let device = inputs[0].device();
+        let dtype = if self.narrow && device.gpu().is_some() { DType::Bf16 } else { inputs[0].dtype() };
+        let mut y = Tensor::empty_as(device, inputs[0].shape(), dtype)?;
         save.keep(inputs[0]);
         inputs[1..].iter().for_each(|t| save.keep_whole(t));
         if let Some(gpu) = y.device().clone().gpu() {
@@ -128,7 +134,7 @@ impl Op for LnModulate {
 
 /// One table, two tables, a partial batch; then the tiny preset's stream.
 pub fn cases(device: &Device) -> Vec<Case> {
-    let make = |[b, t, d]: [usize; 3], two: bool| {
+    let shaped = |[b, t, d]: [usize; 3], two: bool, narrow: bool| {
         let image = (0..b).collect();
         let cond = two.then(|| (0..b).map(|i| usize::from(i >= b - b / 2)).collect());
         let mut inputs = vec![random(device, &[b, t, d], 40, 1.3), random(device, &[b, 3 * d], 41, 0.5)];
@@ -139,13 +145,16 @@ pub fn cases(device: &Device) -> Vec<Case> {
             source: ModSource { split: if two { t / 2 } else { t }, image, cond },
             shift: 0,
             scale: 2,
+            narrow,
         };
-        Case::new(format!("ln_modulate/{b}x{t}x{d}"), op, inputs)
+        Case::new(format!("ln_modulate{}/{b}x{t}x{d}", if narrow { "_mixed" } else { "" }), op, inputs)
             .chain((b * t).max(d))
-            .half(&[0])
             .parameters(&[1, 2])
             .cost(9.0 * (b * t * d) as f64, b * t * d)
     };
+    let make = |shape, two| shaped(shape, two, false).half(&[0]);
+    // x is f32 whatever the activations are.
+    let mixed = |shape, two| shaped(shape, two, true);
     vec![
         make([2, 3, 7], false),
         make([2, 4, 6], true),
@@ -156,5 +165,11 @@ pub fn cases(device: &Device) -> Vec<Case> {
         make([1, 5, 1027], false).bench_only(),
         // FLUX.1's width, which has kernels of its own.
         make([2, 20, 3072], true).bench_only(),
+        mixed([2, 3, 7], false).bench_only(),
+        mixed([4, 4, 8], true).leading(2).bench_only(),
+        mixed([12, 128, 128], true).bench_only(),
+        mixed([2, 16, 1536], true).bench_only(),
+        mixed([1, 5, 1027], false).bench_only(),
+        mixed([2, 20, 3072], true).bench_only(),
     ]
 }

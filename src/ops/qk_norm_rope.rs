@@ -153,7 +153,10 @@ pub fn cases(device: &Device) -> Vec<Case> {
         make(2, 2, 2, [2, 4, 2]),
         make(3, 2, 2, [2, 4, 2]).leading(2),
         make(12, 11, 4, [4, 14, 14]).bench_only(),
-        // FLUX.1's heads.
-        make(1, 4, 3, [16, 56, 56]).bench_only(),
+        // FLUX.1's heads, others, and some that are no multiple of 16 bytes; more of a token's than a warp takes.
+        make(2, 4, 12, [16, 56, 56]).bench_only(),
+        make(3, 4, 7, [8, 28, 28]).bench_only(),
+        make(2, 4, 5, [14, 14, 14]).bench_only(),
+        make(2, 2, 35, [8, 20, 20]).bench_only(),
     ]
 }

@@ -189,7 +189,7 @@ impl Attention {
         let mut delta = Tensor::empty(lse.device(), lse.shape())?;
         let source = if dtype == DType::F32 { "attention_f32.cu" } else { "attention.cu" };
         let kernel = cuda::kernel(gpu, source, "attention_bwd_delta", dtype)?;
-        gpu.launch(&kernel, [d.queries().div_ceil(8), d.heads, d.batch], 256)
+        gpu.launch(&kernel, [d.queries().div_ceil(64), d.heads, d.batch], 256)
             .value(side(gpu, outputs.get(1), outputs.first())?)
             .value(d_o)
             .write(&mut delta)

@@ -17,6 +17,15 @@ const THREADS: u32 = 128;
 /// Width of a model's rows that has a kernel of its own, which reads them once.
 const FLUX_WIDTH: usize = 3072;
 
+/// The last part of a kernel's name, for a residual stream in `x` and what stands between in `y`.
+fn form(x: &Tensor, y: &Tensor) -> Result<&'static str> {
+    if x.dtype() == DType::F32 && y.dtype() == DType::Bf16 {
+        return Ok("mixed");
+    }
+    expect_dtypes(OP, x.dtype(), &[y])?;
+    Ok(x.dtype().name())
+}
+
 /// `Tables` of the source: addresses, then extents.
 #[repr(C)]
 #[derive(Clone, Copy, NoUninit)]
@@ -85,7 +94,7 @@ pub fn forward(
     let tables = Tables::new(gpu, &op.source, tables.0, tables.1)?;
     let whole = d == FLUX_WIDTH && [x, y].iter().all(|t| t.address().is_multiple_of(16));
     let name = if whole { "ln_modulate_fwd_3072" } else { "ln_modulate_fwd" };
-    let kernel = cuda::kernel(gpu, SOURCE, name, x.dtype())?;
+    let kernel = gpu.kernel(SOURCE, &format!("{name}_{}", form(x, y)?))?;
     let rows = batch * tokens;
     let launch = gpu.launch(&kernel, [rows.div_ceil(ROWS), 1, 1], THREADS).read(x).value(tables).write(y);
     let launch = launch.value(cuda::int(OP, rows)?).value(cuda::int(OP, tokens)?);
@@ -103,7 +112,7 @@ pub fn backward(
 ) -> Result<()> {
     let [batch, tokens, d] = dims3(OP, "the gradient", dy)?;
     let x = &saved[0];
-    expect_dtypes(OP, x.dtype(), &[dy])?;
+    let form = form(x, dy)?;
     let tables = Tables::new(gpu, &op.source, &saved[1], saved.get(2))?;
     let rows = batch * tokens;
     let wants_tables = slots[1..].iter().any(Option::is_some);
@@ -119,13 +128,13 @@ pub fn backward(
                 let keep = slot.accumulate;
                 (&mut slot.grad, keep)
             }
-            None => (unread.insert(Tensor::empty_as(dy.device(), dy.shape(), dy.dtype())?), false),
+            None => (unread.insert(Tensor::empty_as(dy.device(), dy.shape(), x.dtype())?), false),
         };
-        // In f32 the two rows of such a width would not stay in registers: that kernel is bf16's alone.
+        // Two rows of such a width in f32 would not stay in registers: that kernel wants dy in bf16.
         let aligned = [x, dy, &*dx].iter().all(|t| t.address().is_multiple_of(16));
-        let whole = d == FLUX_WIDTH && x.dtype() == DType::Bf16 && aligned;
+        let whole = d == FLUX_WIDTH && dy.dtype() == DType::Bf16 && aligned;
         let name = if whole { "ln_modulate_bwd_3072" } else { "ln_modulate_bwd" };
-        let kernel = cuda::kernel(gpu, SOURCE, name, x.dtype())?;
+        let kernel = gpu.kernel(SOURCE, &format!("{name}_{form}"))?;
         let launch = gpu.launch(&kernel, [rows.div_ceil(ROWS), 1, 1], THREADS).read(x).read(dy).value(tables);
         let launch = launch.write_or_add(dx, keep).write_or_null(stats.as_mut());
         let launch = launch.moves(table_bytes(&op.source, batch, tokens, d, 1));
@@ -134,7 +143,7 @@ pub fn backward(
         launch.value(int(op.scale)?).value(i32::from(keep)).run()?;
     }
     let Some(stats) = &stats else { return Ok(()) };
-    let kernel = cuda::kernel(gpu, SOURCE, "ln_modulate_bwd_tables", x.dtype())?;
+    let kernel = gpu.kernel(SOURCE, &format!("ln_modulate_bwd_tables_{form}"))?;
     let split = if op.source.cond.is_some() { op.source.split.min(tokens) } else { tokens };
     for (at, range, map) in
         [(1, 0..split, Some(&op.source.image)), (2, split..tokens, op.source.cond.as_ref())]

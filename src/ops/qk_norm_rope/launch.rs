@@ -9,11 +9,21 @@ use crate::engine::{DType, Tensor};
 const OP: &str = "qk_norm_rope";
 const SOURCE: &str = "qk_norm_rope.cu";
 /// Most pairs of a head.
-pub const MOST: usize = 256;
-/// Heads of a block at a time: a warp each.
-const HEADS: usize = 8;
-/// Heads of a block of the backward kernel in all: its partial sums depend on it, so it is fixed.
-const PIECE: usize = 256;
+pub const MOST: usize = 128;
+/// Most heads of a token that a warp takes, over all samples.
+const RUN: usize = 64;
+/// Warps of a block.
+const WARPS: usize = 8;
+
+/// `Heads` of the source, and the blocks that take them. Partial sums depend on both: they follow from the shape alone.
+fn heads(table: &RopeTable, x: &Tensor) -> Result<([i32; 5], usize)> {
+    let (tokens, heads) = (x.shape()[1], x.width() / (2 * table.half));
+    let all = x.shape()[0] * heads;
+    let run = all.div_ceil(all.div_ceil(RUN).max(1)).max(1);
+    let int = |n| cuda::int(OP, n);
+    let given = [int(all)?, int(heads)?, int(tokens)?, int(table.half)?, int(run)?];
+    Ok((given, (tokens * all.div_ceil(run)).div_ceil(WARPS)))
+}
 
 /// Bytes of the angles.
 fn angle_bytes(table: &RopeTable) -> usize {
@@ -31,19 +41,16 @@ fn angles(gpu: &Gpu, table: &RopeTable) -> Result<[u64; 2]> {
 pub fn forward(gpu: &Gpu, table: &RopeTable, x: &Tensor, w: &Tensor, y: &mut Tensor) -> Result<()> {
     expect_dtypes(OP, DType::F32, &[w])?;
     let [cos, sin] = angles(gpu, table)?;
-    let (tokens, in_all) = (x.shape()[1], x.len() / (2 * table.half));
+    let (heads, blocks) = heads(table, x)?;
     let kernel = cuda::kernel(gpu, SOURCE, "qk_norm_rope_fwd", x.dtype())?;
-    gpu.launch(&kernel, [cuda::blocks(gpu, 32 * in_all), 1, 1], cuda::THREADS)
+    gpu.launch(&kernel, [blocks, 1, 1], cuda::THREADS)
         .read(x)
         .read(w)
         .value(cos)
         .value(sin)
         .moves(angle_bytes(table))
         .write(y)
-        .value(cuda::long(in_all))
-        .value(cuda::int(OP, x.width() / (2 * table.half))?)
-        .value(cuda::int(OP, tokens)?)
-        .value(cuda::int(OP, table.half)?)
+        .value(heads)
         .run()
 }
 
@@ -57,10 +64,10 @@ pub fn backward(
 ) -> Result<()> {
     expect_dtypes(OP, x.dtype(), &[dy])?;
     let [cos, sin] = angles(gpu, table)?;
-    let (hd, in_all) = (2 * table.half, x.len() / (2 * table.half));
-    let blocks = in_all.div_ceil(PIECE).max(1).min(in_all.div_ceil(HEADS));
+    let (heads, blocks) = heads(table, x)?;
     let (dx, dw) = slots.split_at_mut(1);
-    let mut partial = dw[0].is_some().then(|| Tensor::empty(dy.device(), &[blocks, hd])).transpose()?;
+    let mut partial =
+        dw[0].is_some().then(|| Tensor::empty(dy.device(), &[blocks, 2 * table.half])).transpose()?;
     let accumulate = dx[0].as_ref().is_some_and(|s| s.accumulate);
     if let Some(slot) = &dx[0] {
         expect_dtypes(OP, x.dtype(), &[&slot.grad])?;
@@ -76,10 +83,7 @@ pub fn backward(
         .write_or_null(dx[0].as_mut().map(|s| &mut s.grad))
         .moves(if accumulate { dy.len() * dy.dtype().size() } else { 0 })
         .write_or_null(partial.as_mut())
-        .value(cuda::long(in_all))
-        .value(cuda::int(OP, x.width() / hd)?)
-        .value(cuda::int(OP, x.shape()[1])?)
-        .value(cuda::int(OP, table.half)?)
+        .value(heads)
         .value(i32::from(accumulate))
         .run()?;
     let (Some(partial), Some(slot)) = (&partial, &mut dw[0]) else { return Ok(()) };

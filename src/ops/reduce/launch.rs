@@ -22,7 +22,9 @@ pub fn mean_square(
     // f64: two f32 each.
     let mut partial = Tensor::empty(v.device(), &[samples * pieces, 2])?;
     let kernel = gpu.kernel(SOURCE, "mean_square_fwd_f32")?;
-    let launch = gpu.launch(&kernel, [pieces, samples, 1], cuda::THREADS).read(v).read(target);
+    // Of v only the samples that have a target.
+    let launch = gpu.launch(&kernel, [pieces, samples, 1], cuda::THREADS).read_part(v, 4 * target.len());
+    let launch = launch.read(target);
     launch.write(residual).write(&mut partial).value(cuda::long(each)).run()?;
     let kernel = gpu.kernel(SOURCE, "mean_square_fwd_sum_f32")?;
     let launch = gpu.launch(&kernel, [samples, 1, 1], 32).read(&partial).write(out);
@@ -36,9 +38,11 @@ pub fn mean_square_backward(gpu: &Gpu, residual: &Tensor, de: &Tensor, slot: &mu
         slot.grad.zero_from(samples)?;
     }
     let kernel = gpu.kernel(SOURCE, "mean_square_bwd_f32")?;
-    let launch = gpu.launch(&kernel, [cuda::blocks(gpu, each), samples, 1], cuda::THREADS);
-    let launch =
-        launch.read(residual).read(de).write_or_add(&mut slot.grad, slot.accumulate).value(cuda::long(each));
+    // Four values to a thread, beside the one that each reads of de.
+    let launch = gpu.launch(&kernel, [cuda::blocks(gpu, each.div_ceil(4)), samples, 1], cuda::THREADS);
+    let bytes = 4 * residual.len();
+    let launch = launch.read(residual).read_part(de, 4 * samples).write_part(&mut slot.grad, bytes);
+    let launch = launch.moves(if slot.accumulate { bytes } else { 0 }).value(cuda::long(each));
     launch.value(2.0 / each as f32).value(i32::from(slot.accumulate)).run()
 }
 

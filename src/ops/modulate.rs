@@ -11,7 +11,7 @@ use crate::Result;
 use crate::engine::{Device, Tensor, simd};
 use rayon::prelude::*;
 
-mod launch;
+pub(super) mod launch;
 
 /// Added to the variance.
 pub const EPS: f32 = 1e-6;

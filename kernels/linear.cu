@@ -9,10 +9,10 @@ using Tile = Shape<128, 128, 2, 4>;
 //   wide: y, and the residual, in f32. bwd_dx dx = dy·W: A = dy [m,k], B = W [k,n]. bwd_dw dW = dyᵀ·x: A = dy [k,m],
 //   B = x [k,n], dW in f32. The adapters' part: s [packed rows, rank], their own scale in it; f [n, rank] in fwd,
 //   [rank, n] in bwd_dx; rows that they do not act on have none.
-// Shapes: as written, row-major as they lie in memory; bias [n] of either dtype, or null; C, resid [m,n]; z [m,n] in bf16
-//   with C's ldc, what goes into the epilogue, or null where backward is not wanted. Any m, n, k ≥ 0.
-// Layout: A, B, s, f aligned to 16 bytes with lda, ldb, ldf, rank multiples of 8; C, z, resid aligned to 8 bytes with ldc
-//   even; bias and tables to themselves. A and B may overlap each other, C may be resid, else nothing.
+// Shapes: as written, row-major as they lie in memory; bias [n] of either dtype, or null; C, resid [m,n]; z [m,n] in
+//   bf16 with C's ldc, what goes into the epilogue, or null where backward is not wanted. Any m, n, k ≥ 0.
+// Layout: A, B, s, f aligned to 16 bytes with lda, ldb, ldf, rank multiples of 8; C, z, resid aligned to 8 bytes with
+//   ldc even; bias and tables to themselves. A and B may overlap each other, C may be resid, else nothing.
 // Grid: ⌈m/128⌉·⌈n/128⌉ blocks of 256.
 // Cost: 2·m·n·k FLOPs, 2·(m·k + k·n + m·n) bytes; bound by the tensor cores from k ≈ 500 on. Adapters add
 //   2·rows·n·rank FLOPs in the tiles that have a row they act on, and nothing elsewhere.
@@ -25,8 +25,8 @@ using Tile = Shape<128, 128, 2, 4>;
 //   transposing ldmatrix serves every orientation from the matrices as they lie. One k loop in one order: a row's bits
 //   do not depend on m or on its neighbours. Which adapters act on a row is in s, as zeros, so one launch serves all.
 template <int A_ALONG, int B_ALONG, bool WHOLE, class Out, class E>
-__device__ __forceinline__ void product(const bf16* __restrict__ a, const bf16* __restrict__ b, const Floats& bias, Out* c,
-                                        const E& e, const Extra<bf16>& extra, const Problem& p) {
+__device__ __forceinline__ void product(const bf16* __restrict__ a, const bf16* __restrict__ b, const Floats& bias,
+                                        Out* c, const E& e, const Extra<bf16>& extra, const Problem& p) {
     extern __shared__ __align__(128) u8 memory[];
     int tile_row, tile_column;
     tile_of(blockIdx.x, (p.m + Tile::M - 1) / Tile::M, (p.n + Tile::N - 1) / Tile::N, tile_row, tile_column);
@@ -53,7 +53,8 @@ __device__ __forceinline__ void product(const bf16* __restrict__ a, const bf16* 
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2)
-    linear_fwd_bf16(const bf16* a, const bf16* b, const Floats bias, bf16* c, const Extra<bf16> extra, const Problem p) {
+    linear_fwd_bf16(const bf16* a, const bf16* b, const Floats bias, bf16* c, const Extra<bf16> extra,
+                    const Problem p) {
     product<ALONG_K, ALONG_K, true>(a, b, bias, c, Plain(), extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256, 2)
@@ -87,8 +88,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     product<ACROSS_K, ACROSS_K, true>(a, b, bias, c, Plain(), extra, p);
 }
 
-// linear_fwd_any, linear_fwd_wide_any, linear_fwd_gelu_any, linear_fwd_resid_any, linear_fwd_resid_wide_any: the same for
-//   rows that do not begin on 16 bytes
+// linear_fwd_any, linear_fwd_wide_any, linear_fwd_gelu_any, linear_fwd_resid_any, linear_fwd_resid_wide_any: the same
+//   for rows that do not begin on 16 bytes
 // Shapes: as linear_fwd's.
 // Layout: values aligned to themselves, any lda, ldb, ldc, ldf; overlaps as linear_fwd's.
 // Grid: ⌈m/128⌉·⌈n/128⌉ blocks of 256.

@@ -4,46 +4,47 @@
 #include "common/linear.cuh"
 
 // linear_stack: to[r, c] = from[r, c] in to's dtype, 0 where from has no such row or column
-//   An adapter's factor becomes its rows (A) or its columns (B) of the one that all adapters share; ranks are rounded up.
-// Shapes: from [rows, columns] of either dtype; to: from value `at` on a window of [height, width], ld values from row to
-//   row.
+//   An adapter's factor becomes its rows (A) or its columns (B) of the one that all adapters share; ranks are rounded
+//   up.
+// Shapes: from [rows, columns] of either dtype; to: from value `at` on a window of n values, rows of `width` that are
+//   ld apart.
 // Layout: values aligned to themselves; they do not overlap.
 // Grid: any number of blocks of 256; 8 per multiprocessor fill it.
 // Cost: 6 (4, 8) bytes for each value; bound by latency: factors are small.
-// Traffic: where a window's rows begin on no 32 bytes its sectors are shared, by rows and by neighbours; a cache has them.
+// Traffic: where a window's rows begin on no 32 bytes its sectors are shared, by rows and by neighbours; a cache has
+//   them.
 // Idea: one thread per value, neighbours along a row.
 template <class T>
-__device__ __forceinline__ void stack(const Floats& from, T* to, int rows, int columns, int height, int width, int ld) {
-    i64 step = (i64)gridDim.x * blockDim.x;
-    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < (i64)height * width; i += step) {
+__device__ __forceinline__ void stack(const Floats& from, T* to, int rows, int columns, int n, int width, int ld) {
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
         int r = i / width, c = i % width;
         store(to + (i64)r * ld + c, r < rows && c < columns ? from[(i64)r * columns + c] : 0.0f);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    linear_stack_f32(const Floats from, float* to, i64 at, int rows, int columns, int height, int width, int ld) {
-    stack(from, to + at, rows, columns, height, width, ld);
+    linear_stack_f32(const Floats from, float* to, i64 at, int rows, int columns, int n, int width, int ld) {
+    stack(from, to + at, rows, columns, n, width, ld);
 }
 extern "C" __global__ void __launch_bounds__(256)
-    linear_stack_bf16(const Floats from, bf16* to, i64 at, int rows, int columns, int height, int width, int ld) {
-    stack(from, to + at, rows, columns, height, width, ld);
+    linear_stack_bf16(const Floats from, bf16* to, i64 at, int rows, int columns, int n, int width, int ld) {
+    stack(from, to + at, rows, columns, n, width, ld);
 }
 
 // linear_bwd_unstack: grad[r, c] = Σ over parts of from[part][r, c], added to grad where accumulate ≠ 0
-// Shapes: grad [rows, columns] f32; from: from value `first` on a window of each of `parts` arrays, ld values from row to
-//   row, `apart` values from part to part.
+// Shapes: grad [n] f32, rows of `columns`; from: from value `first` on a window of each of `parts` arrays, ld values
+//   from row to row, `apart` values from part to part.
 // Layout: values aligned to themselves; they do not overlap.
 // Grid: any number of blocks of 256; 8 per multiprocessor fill it.
 // Cost: parts + 1 (2) values moved for each of grad's; bound by bandwidth.
-// Traffic: where a window's rows begin on no 32 bytes its sectors are shared, by rows and by neighbours; a cache has them.
+// Traffic: where a window's rows begin on no 32 bytes its sectors are shared, by rows and by neighbours; a cache has
+//   them.
 // Idea: linear_stack's way back, in the order of the parts.
 extern "C" __global__ void __launch_bounds__(256)
-    linear_bwd_unstack_f32(const float* from, i64 first, float* grad, int rows, int columns, int ld, i64 apart, int parts,
+    linear_bwd_unstack_f32(const float* from, i64 first, float* grad, int n, int columns, int ld, i64 apart, int parts,
                            int accumulate) {
-    i64 step = (i64)gridDim.x * blockDim.x, n = (i64)rows * columns;
-    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
-        const float* at = from + first + i / columns * ld + i % columns;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
+        const float* at = from + first + (i64)(i / columns) * ld + i % columns;
         float sum = 0.0f;
         for (int part = 0; part < parts; part++) sum += at[part * apart];
         grad[i] = accumulate ? grad[i] + sum : sum;
@@ -51,8 +52,8 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // linear_bwd_gate, linear_bwd_gate_wide: dz = gate ⊙ dy
-// Shapes: dy, dz [rows, d], of `tokens` a sample; tables: where a token's gate stands, chunk `chunk` of d values. wide: dy
-//   is f32 where dz is bf16.
+// Shapes: dy, dz [rows, d], of `tokens` a sample; tables: where a token's gate stands, chunk `chunk` of d values. wide:
+//   dy is f32 where dz is bf16.
 // Layout: contiguous; four values at a time where d is a multiple of them and all are aligned to them; no overlaps.
 // Grid: x ⌈rows/32⌉, y ⌈d/1024⌉; blocks of 256.
 // Cost: 2 values moved for each of dz's and 1/32 of f32 from the tables; bound by bandwidth.
@@ -91,7 +92,8 @@ __device__ __forceinline__ void gate_columns(const In* dy, const Tables& tables,
     }
 }
 template <class T, class In>
-__device__ __forceinline__ void gate(const In* dy, const Tables& tables, T* dz, int rows, int tokens, int d, int chunk) {
+__device__ __forceinline__ void gate(const In* dy, const Tables& tables, T* dz, int rows, int tokens, int d,
+                                     int chunk) {
     int c = blockIdx.y * 1024 + threadIdx.x * 4;
     if (d % 4 == 0 && aligned<4 * sizeof(In)>(dy) && aligned<4 * sizeof(T)>(dz)) {
         if (c < d) gate_columns<4>(dy, tables, dz, rows, tokens, d, chunk, c);
@@ -117,8 +119,8 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // linear_bwd_table, linear_bwd_table_wide: dgate = Σ dy⊙z, per table row over the tokens that read it
 // Shapes: dy, z [batch·tokens, d], wide: dy f32 where z is bf16; row_of [batch]: each sample's table row; dtable
-//   [rows, width] f32, of which chunk `chunk` is written, or added to where accumulate ≠ 0. begin .. end: the tokens that
-//   read this table. The other columns are left alone: to be zeroed by who begins the table's gradient.
+//   [rows, width] f32, of which chunk `chunk` is written, or added to where accumulate ≠ 0. begin .. end: the tokens
+//   that read this table. The other columns are left alone: to be zeroed by who begins the table's gradient.
 // Layout: row-major, contiguous, values aligned to themselves; nothing overlaps.
 // Grid: x ⌈d/32⌉, y the table's rows; blocks of 256.
 // Cost: 2·d values read per token; 2·d FLOPs; bound by bandwidth.
@@ -126,7 +128,8 @@ extern "C" __global__ void __launch_bounds__(256)
 // Idea: 8 warps take every eighth token of 32 columns and meet in shared memory: coalesced, no atomics, fixed order.
 template <class T, class In>
 __device__ __forceinline__ void gate_table(const In* dy, const T* z, const int* row_of, float* dtable, int batch,
-                                           int tokens, int begin, int end, int d, int width, int chunk, int accumulate) {
+                                           int tokens, int begin, int end, int d, int width, int chunk,
+                                           int accumulate) {
     __shared__ float sums[8][32];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, c = blockIdx.x * 32 + lane, row = blockIdx.y;
     float sum = 0.0f;

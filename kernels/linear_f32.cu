@@ -1,4 +1,5 @@
-// Matrix products of `src/ops/linear.rs` in true f32 (FFMA, never tf32): the layer's own, and the adapters' narrow ones.
+// Matrix products of `src/ops/linear.rs` in true f32 (FFMA, never tf32): the layer's own, and the adapters' narrow
+// ones.
 #include "common/copy.cuh"
 #include "common/linear.cuh"
 
@@ -10,8 +11,8 @@ constexpr int NARROW_M = 64, NARROW_N = 32, CHUNK = 512; // the adapters' tile; 
 template <int SIDE> using Side = float[2][DEPTH * (SIDE + 4)];
 
 // SIDE (m or n, from `first`, of `size`) by 16 (k) values of one operand, SIDE/16 per thread, zero beyond the edges and
-// where `row_of`, the row of the matrix that a row as it lies in memory stands for, is −1. A warp reads 32 bytes of each
-// of 4 rows where they are contiguous along k, else 128 bytes of one.
+// where `row_of`, the row of the matrix that a row as it lies in memory stands for, is −1. A warp reads 32 bytes of
+// each of 4 rows where they are contiguous along k, else 128 bytes of one.
 template <int CONTIGUOUS, int SIDE, class Map>
 __device__ __forceinline__ void fetch(float* tile, const float* from, int first, int size, int k0, int k, int ld,
                                       Map row_of) {
@@ -29,7 +30,8 @@ __device__ __forceinline__ void fetch(float* tile, const float* from, int first,
         int at_row = -1, at_column = CONTIGUOUS == ALONG_K ? k0 + depth : first + row;
         if (inside) at_row = row_of(CONTIGUOUS == ALONG_K ? first + row : k0 + depth);
         inside = at_row >= 0;
-        copy4(to + (depth * (SIDE + 4) + row) * 4, inside ? from + ((i64)at_row * ld + at_column) : from, inside ? 4 : 0);
+        const float* at = inside ? from + ((i64)at_row * ld + at_column) : from;
+        copy4(to + (depth * (SIDE + 4) + row) * 4, at, inside ? 4 : 0);
     }
 }
 
@@ -71,10 +73,11 @@ __device__ __forceinline__ void multiply(float (&acc)[M / 16][N / 16], const Sid
     }
 }
 
-// linear_fwd_f32, linear_fwd_gelu_f32, linear_fwd_resid_f32, linear_bwd_dx_f32, linear_bwd_dw_f32: as linear.cu's, in f32
-//   throughout
+// linear_fwd_f32, linear_fwd_gelu_f32, linear_fwd_resid_f32, linear_bwd_dx_f32, linear_bwd_dw_f32: as linear.cu's, in
+//   f32 throughout
 // Shapes: as linear_fwd's there.
-// Layout: values aligned to 4 bytes, any lda, ldb, ldc, ldf; A and B may overlap each other, C may be resid, else nothing.
+// Layout: values aligned to 4 bytes, any lda, ldb, ldc, ldf; A and B may overlap each other, C may be resid, else
+//   nothing.
 // Grid: ⌈m/128⌉·⌈n/128⌉ blocks of 256.
 // Cost: 2·m·n·k FLOPs, 4·(m·k + k·n + m·n) bytes; bound by the FMA units from k ≈ 100 on.
 // Traffic: operands are read again for every tile, from the L2 cache, while the FMA units are what it waits for.

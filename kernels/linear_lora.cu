@@ -10,8 +10,8 @@ __device__ __forceinline__ int groups_of(int n, int n0) { return least((n - n0 +
 
 // linear_fwd_lora, linear_bwd_lora: C[m,n] = factor ∘ (y·F), y's rows those that adapters act on
 //   fwd S = x·Aᵀ: F = A of all adapters [n,k]. bwd dS = dz·B: F = B of all of them [k,n].
-// Shapes: y [rows, k], of which m are read; of C [m, ldc], factor [samples, ldc] and the adapters in F the n columns from
-//   `first` on, both multiples of 16; a factor is the adapter's scale where it is in the sample's set, else 0.
+// Shapes: y [rows, k], of which m are read; of C [m, ldc], factor [samples, ldc] and the adapters in F the n columns
+//   from `first` on, both multiples of 16; a factor is the adapter's scale where it is in the sample's set, else 0.
 // Layout: y, F aligned to 16 bytes with lda, ldb multiples of 8; C to 4 bytes with ldc even; nothing overlaps.
 // Grid: ⌈m/64⌉·⌈n/64⌉ blocks of 128.
 // Cost: 2·m·n·k FLOPs, 2·(m·k + k·n + m·n) bytes; bound by bandwidth while n < 200.
@@ -19,8 +19,8 @@ __device__ __forceinline__ int groups_of(int n, int n0) { return least((n - n0 +
 // Idea: the main product's loop with a tile that is as narrow as the rank: of its 64 columns only the groups of 16 that
 //   there are get multiplied. The sets are in the factors: one launch serves all samples.
 template <int B_ALONG, bool WHOLE>
-__device__ __forceinline__ void down(const bf16* __restrict__ y, const bf16* __restrict__ f, bf16* c, const float* factor,
-                                     const Rows& rows, int first, const Problem& p) {
+__device__ __forceinline__ void down(const bf16* __restrict__ y, const bf16* __restrict__ f, bf16* c,
+                                     const float* factor, const Rows& rows, int first, const Problem& p) {
     __shared__ __align__(128) u8 memory[STAGES * Narrow::STAGE];
     int tile_row, tile_column;
     tile_of(blockIdx.x, (p.m + Narrow::M - 1) / Narrow::M, (p.n + Narrow::N - 1) / Narrow::N, tile_row, tile_column);
@@ -70,8 +70,8 @@ extern "C" __global__ void __launch_bounds__(128)
 
 // linear_bwd_lora_grad: partial[part] = yᵀ·s over the part's 512 packed rows, f32
 //   dA of all adapters: y = x, s = dS, stored across: [n,m]. dB: y = dz, s = S, stored [m,n].
-// Shapes: y [rows, m], of which the k packed rows are read; of s [k, ldb] the n columns from `first` on, both multiples of
-//   16; partial [parts, m·n].
+// Shapes: y [rows, m], of which the k packed rows are read; of s [k, ldb] the n columns from `first` on, both multiples
+//   of 16; partial [parts, m·n].
 // Layout: y, s aligned to 16 bytes with lda, ldb multiples of 8; partial to 8 bytes; nothing overlaps.
 // Grid: x ⌈m/64⌉·⌈n/64⌉, y ⌈k/512⌉; blocks of 128.
 // Cost: 2·m·n·k FLOPs, 2·(m·k + k·n) bytes and 4·m·n for each 512 of k; bound by bandwidth while n < 200.
@@ -111,8 +111,8 @@ extern "C" __global__ void __launch_bounds__(128)
 // Layout: values aligned to themselves, any lda, ldb; partial to 8 bytes; nothing overlaps.
 // Grid: x ⌈m/64⌉·⌈n/64⌉, y ⌈k/512⌉; blocks of 128.
 // Cost: as linear_bwd_lora_grad's, but bound by the loads: eight of 2 bytes for each of 16.
-// Traffic: as linear_bwd_lora_grad's, and each of the eight loads touches the sectors that the other seven do, which the
-//   L1 cache has.
+// Traffic: as linear_bwd_lora_grad's, and each of the eight loads touches the sectors that the other seven do, which
+//   the L1 cache has.
 // Idea: as linear_fwd_any's.
 extern "C" __global__ void __launch_bounds__(128)
     linear_bwd_lora_grad_any_bf16(const bf16* y, const bf16* s, float* partial, const Rows rows, int first,

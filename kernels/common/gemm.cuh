@@ -31,10 +31,12 @@ __device__ __forceinline__ Bytes16 gather(const bf16* from, int count) {
     return {v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16};
 }
 
-// One stage of one operand: SIDE (m or n, from `first`, of `size`) by 32 (k, from `k0`), zero beyond the edges and where
-// `row_of`, the row of the matrix that a row as it lies in memory stands for, is −1. WHOLE: rows begin on 16 bytes.
+// One stage of one operand: SIDE (m or n, from `first`, of `size`) by 32 (k, from `k0`), zero beyond the edges and
+// where `row_of`, the row of the matrix that a row as it lies in memory stands for, is −1. WHOLE: rows begin on 16
+// bytes.
 template <class S, int CONTIGUOUS, int SIDE, bool WHOLE, class Map>
-__device__ __forceinline__ void fetch(u32 to, const bf16* from, int first, int size, int k0, int k, int ld, Map row_of) {
+__device__ __forceinline__ void fetch(u32 to, const bf16* from, int first, int size, int k0, int k, int ld,
+                                      Map row_of) {
     constexpr int PIECES = CONTIGUOUS == ALONG_K ? 4 : SIDE / 8; // of a row
 #pragma unroll
     for (int i = 0; i < SIDE * 4 / S::THREADS; i++) {
@@ -71,7 +73,8 @@ template <int CONTIGUOUS, int SIDE> __device__ __forceinline__ void load_a(u32 (
 template <int CONTIGUOUS, int SIDE> __device__ __forceinline__ void load_b(u32 (&r)[4], u32 tile, int n, int k) {
     int lane = threadIdx.x & 31;
     if (CONTIGUOUS == ALONG_K)
-        load_matrices(r, tile + place<ALONG_K, SIDE>(n + (lane & 7) + ((lane >> 4) << 3), (k >> 3) + ((lane >> 3) & 1)));
+        load_matrices(
+            r, tile + place<ALONG_K, SIDE>(n + (lane & 7) + ((lane >> 4) << 3), (k >> 3) + ((lane >> 3) & 1)));
     else
         load_matrices_transposed(r, tile + place<ACROSS_K, SIDE>(k + (lane & 15), (n >> 3) + (lane >> 4)));
 }

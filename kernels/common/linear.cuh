@@ -1,5 +1,5 @@
-// What the linear layer's kernels share in either dtype: a product's extents, which rows adapters act on, what happens to
-// a value before it is stored.
+// What the linear layer's kernels share in either dtype: a product's extents, which rows adapters act on, what happens
+// to a value before it is stored.
 #pragma once
 #include "common/gelu.cuh"
 #include "common/tables.cuh"
@@ -126,8 +126,8 @@ template <int N> struct Place {
     }
 };
 
-// What is done to z, biased and added, before it is stored as y; z is kept where backward wants it, else null. `beside`:
-// an address that is aligned as all are that it reads or writes.
+// What is done to z, biased and added, before it is stored as y; z is kept where backward wants it, else null.
+// `beside`: an address that is aligned as all are that it reads or writes.
 struct Plain {
     __device__ __forceinline__ const void* beside() const { return nullptr; }
     template <int N> __device__ __forceinline__ void apply(const Place<N>&, float (&)[N]) const {}
@@ -180,11 +180,11 @@ __device__ __forceinline__ void finish(const Problem& p, const Floats& bias, Out
     at.put(c, v);
 }
 
-// Two columns of a packed row of S, by the factors of its sample, which are as far apart as rows of S: 0 is 0 whatever it
-// would scale.
+// Two columns of a packed row of S, by the factors of its sample, which are as far apart as rows of S: 0 is 0 whatever
+// it would scale.
 template <class T>
-__device__ __forceinline__ void scaled(T* c, const float* factor, const Rows& rows, const Problem& p, int row, int column,
-                                       float (&v)[2]) {
+__device__ __forceinline__ void scaled(T* c, const float* factor, const Rows& rows, const Problem& p, int row,
+                                       int column, float (&v)[2]) {
     const float* by = factor + (i64)(row / rows.count) * p.ldc + column;
 #pragma unroll
     for (int j = 0; j < 2; j++) v[j] = by[j] == 0.0f ? 0.0f : by[j] * v[j];

@@ -3,8 +3,8 @@
 #include "common/types.cuh"
 
 // Where a token's shift, scale or gate stands: image tokens (t < split) of sample b read row image_row[b] of the image
-// table, the others row cond_row[b] of the condition table. Rows are `width` values; a chunk is d of them. f32, whatever
-// the activations: 1 + scale is exact to more than a bf16 holds.
+// table, the others row cond_row[b] of the condition table. Rows are `width` values; a chunk is d of them. f32,
+// whatever the activations: 1 + scale is exact to more than a bf16 holds.
 struct Tables {
     const float* image;
     const float* cond;

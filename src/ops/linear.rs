@@ -464,7 +464,7 @@ impl Linear {
         let (a, up, r) = (a.f32(), up.f32(), a.shape()[0]);
         let lora = self.tokens(d.tokens);
         let n = lora.len();
-        let samples: Vec<(usize, f32)> = (0..d.batch)
+        let samples: Vec<(usize, f32)> = (0..if n > 0 { d.batch } else { 0 })
             .filter_map(|b| {
                 self.active(b).find(|(k, _)| *k == i).map(|(_, scale)| (b * d.tokens + lora.start, scale))
             })
@@ -599,6 +599,9 @@ pub fn cases(device: &Device) -> Vec<Case> {
         chunk: 1,
     };
     let wide = || Linear { wide: true, ..Linear::plain() };
+    let mut rows =
+        adapted("linear/20 64→192 +16+16", [20, 1, 64, 192], form(Epilogue::None), &[16, 16], 0..1);
+    rows.inputs[0] = rnd(&[20, 64], 20, 1.0);
     let mut cases = vec![
         make("linear/plain", [2, 3, 5, 4], Epilogue::None, &[]),
         make("linear/gelu", [2, 3, 5, 4], Epilogue::Gelu, &[]),
@@ -636,7 +639,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
             .constant(&[1, 2, 3, 4]),
         adapted("linear/3x40 64→72 +16+16, none", [3, 40, 64, 72], form(Epilogue::None), &[16, 16], 40..50),
         // A modulation: one row for each sample.
-        adapted("linear/20 64→192 +16+16", [20, 1, 64, 192], form(Epilogue::None), &[16, 16], 0..1),
+        rows,
     ];
     cases.extend(large.map(Case::bench_only));
     cases

@@ -107,7 +107,7 @@ fn lora(device: &Device) -> Result<()> {
     let b_in = tape.input(Tensor::lend(device, &[out, rank], &b)?, out);
     let set = Arc::new(AdapterSet::uniform(vec![0], 1));
     let lora = Lora { tokens: 0..tokens, set, adapters: vec![(0, scale)] };
-    let op = Linear { bias: false, epilogue: Epilogue::None, lora: Some(lora) };
+    let op = Linear { bias: false, epilogue: Epilogue::None, lora: Some(lora), wide: false };
     let y = tape.one(op, &[&x_in, &w_in, &a_in, &b_in])?;
     tape.backward(&y, Some(Tensor::lend(device, &[1, tokens, out], &seed)?))?;
 

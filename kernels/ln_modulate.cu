@@ -1,27 +1,10 @@
 // LayerNorm without affine, then modulation: the CUDA side of src/ops/modulate.rs.
 #include "common/reduce.cuh"
+#include "common/tables.cuh"
 
 constexpr float EPS = 1e-6f;
 // Rows of a block of 4 warps; the widest row that is kept in shared memory between passes; FLUX.1's width.
 constexpr int ROWS = 32, KEPT = 1024, FLUX = 3072;
-
-// Where a token's shift and scale stand: image tokens (t < split) of sample b read row image_row[b] of the image table,
-// the others row cond_row[b] of the condition table. Rows are `width` values; a chunk is d of them. f32, whatever the
-// activations: 1 + scale is exact to more than a bf16 holds.
-struct Tables {
-    const float* image;
-    const float* cond;
-    const int* image_row;
-    const int* cond_row;
-    int image_width;
-    int cond_width;
-    int split;
-
-    __device__ __forceinline__ const float* chunk(int b, int t, int d, int index) const {
-        return t < split ? image + (i64)image_row[b] * image_width + (i64)index * d
-                         : cond + (i64)cond_row[b] * cond_width + (i64)index * d;
-    }
-};
 
 // Calls f(first row, end, sample, token) for the runs of this block's rows that read one row of one table.
 template <class F> __device__ __forceinline__ void each_run(const Tables& tables, int rows, int tokens, F f) {

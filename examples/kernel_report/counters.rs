@@ -269,9 +269,9 @@ fn print_line(line: Option<(&str, &Judged)>) {
 }
 
 /// Prints the table; the rows as JSON, and what fails.
-pub fn report() -> Result<(Vec<Value>, Vec<String>), Any> {
+pub fn report(device: &Device) -> Result<(Vec<Value>, Vec<String>), Any> {
     let begun = std::time::Instant::now();
-    let judged = measure(&Device::emu()?)?;
+    let judged = measure(device)?;
     println!();
     print_line(None);
     let (mut rows, mut faulty) = (Vec::new(), Vec::new());

@@ -1,9 +1,9 @@
-//! Launches of kernels that no op's case makes: the engine's own, the optimizer's, and forms of the matrix product that
-//! nothing asks for yet. Extents are those of a small step; contents do not matter.
+//! Launches of kernels that no op's case makes: the engine's own and the optimizer's. Extents are those of a small step;
+//! contents do not matter.
 
 use asasr_engine::Error;
 use asasr_engine::engine::cuda::Gpu;
-use asasr_engine::engine::{DType, Device, Tensor, kernels};
+use asasr_engine::engine::{DType, Device, Tensor};
 
 type Any = Box<dyn std::error::Error>;
 type Result<T, E = Error> = std::result::Result<T, E>;
@@ -51,10 +51,6 @@ pub fn run(device: &Device, gpu: &Gpu, mut each: impl FnMut(&str) -> Result<(), 
     }
     adamw(device, gpu)?;
     each(&all)?;
-    for (shape, what) in [([256, 256, 256], "256x256x256"), ([200, 136, 72], "200x136x72")] {
-        products(device, gpu, shape)?;
-        each(what)?;
-    }
     Ok(())
 }
 
@@ -99,36 +95,4 @@ fn adamw(device: &Device, gpu: &Gpu) -> Result<()> {
         .write_or_add(&mut m, true)
         .value(N as i64)
         .run()
-}
-
-/// The products of bf16 with an f32 result, and those whose rows begin anywhere.
-fn products(device: &Device, gpu: &Gpu, [m, n, k]: [usize; 3]) -> Result<()> {
-    let source = kernels::text("linear.cu")?;
-    let bias = ones(device, &[n], DType::Bf16)?;
-    // Name, the dtype of what it makes, whether it makes it before GELU too, and the distances of A's and B's rows.
-    let forms = [
-        ("linear_fwd_wide", DType::F32, false, [k, k]),
-        ("linear_fwd_wide_any", DType::F32, false, [k, k]),
-        ("linear_fwd_any", DType::Bf16, false, [k, k]),
-        ("linear_fwd_gelu_any", DType::Bf16, true, [k, k]),
-        ("linear_bwd_dx_any", DType::Bf16, false, [k, n]),
-        ("linear_bwd_dw_any", DType::F32, false, [m, n]),
-    ];
-    for (name, dtype, twice, [lda, ldb]) in forms {
-        let name = format!("{name}_bf16");
-        let (a, b) = (ones(device, &[m, k], DType::Bf16)?, ones(device, &[n, k], DType::Bf16)?);
-        let make = || Tensor::empty_as(device, &[m, n], dtype);
-        let (mut c, mut z) = (make()?, make()?);
-        let kernel = gpu.kernel("linear.cu", &name)?;
-        let launch = gpu.launch(&kernel, [m.div_ceil(128) * n.div_ceil(128), 1, 1], 256);
-        let launch = launch.shared(kernels::dynamic_shared(source, &name) as usize).read(&a).read(&b);
-        let launch = launch.read(&bias).write(&mut c);
-        let launch = if twice { launch.write(&mut z) } else { launch };
-        // `Problem` of the source: extents, distances of rows, α, whether to accumulate.
-        let [m32, n32, k32, lda, ldb] = [m, n, k, lda, ldb].map(|n| n as u32);
-        let problem = [m32, n32, k32, lda, ldb, n32, 1f32.to_bits(), 0];
-        let tiled = |n: usize, by| n.next_multiple_of(by);
-        launch.value(problem).multiplies(2 * tiled(m, 128) * tiled(n, 128) * tiled(k, 32)).run()?;
-    }
-    Ok(())
 }

@@ -1,15 +1,16 @@
 //! Compiles every CUDA source for the architectures named (`sm_80 sm_90` if none is, those of every GPU since Ampere with
 //! `--all`) and prints what each kernel uses: registers, spills, shared memory, and how full a multiprocessor it leaves.
 //! Then runs the ops' cases on the emulator and prints what each kernel did beside what it needed: bytes, products, bank
-//! conflicts. `--json FILE` writes both. Fails where a kernel spills, breaks its launch bounds, exceeds a limit without a
+//! conflicts; and a layer of FLUX's width with adapters. `--json FILE` writes both. Fails where a kernel spills, breaks its launch bounds, exceeds a limit without a
 //! reason in its heading or is run by nothing, and where there is no NVRTC or no emulator.
 //!
 //! Needs no GPU. `cargo run --release --example kernel_report -- sm_89`
 
+mod adapters;
 mod counters;
 mod direct;
 
-use asasr_engine::engine::{jit::Jit, kernels, nvrtc::Nvrtc};
+use asasr_engine::engine::{Device, jit::Jit, kernels, nvrtc::Nvrtc};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -71,10 +72,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     println!("\n{} sources compiled, the rest found in the cache", jit.compiled());
-    let (counted, exceeding) = counters::report()?;
+    let device = Device::emu()?;
+    let (counted, exceeding) = counters::report(&device)?;
+    faulty.extend(exceeding);
+    let (adapters, exceeding) = adapters::report(&device)?;
     faulty.extend(exceeding);
     if let Some(path) = json {
-        let all = json!({ "nvrtc": format!("{major}.{minor}"), "kernels": rows, "counters": counted });
+        let all = json!({ "nvrtc": format!("{major}.{minor}"), "kernels": rows, "counters": counted, "adapters": adapters });
         std::fs::write(&path, serde_json::to_vec_pretty(&all)?)
             .map_err(|e| format!("{}: {e}", path.display()))?;
     }

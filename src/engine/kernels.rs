@@ -135,7 +135,7 @@ mod tests {
     fn dynamic_shared_memory_is_read_from_the_heading() {
         let of = |file: &str, kernel: &str| dynamic_shared(text(file).unwrap(), kernel);
         assert_eq!(of("linear.cu", "linear_fwd_bf16"), 65_536);
-        assert_eq!(of("linear.cu", "linear_fwd_f32"), 0);
+        assert_eq!(of("linear_f32.cu", "linear_fwd_f32"), 0);
         assert_eq!(of("gelu.cu", "gelu_fwd_f32"), 0);
         assert_eq!(of("gelu.cu", "none_f32"), 0);
     }

@@ -446,7 +446,7 @@ impl<'a> Flux<'a> {
             set: set.clone(),
             adapters,
         });
-        tape.one(Linear { bias: true, epilogue, lora }, &inputs.iter().collect::<Vec<_>>())
+        tape.one(Linear { bias: true, epilogue, lora, wide: false }, &inputs.iter().collect::<Vec<_>>())
     }
 }
 

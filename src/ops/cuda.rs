@@ -66,7 +66,7 @@ pub fn column_sums(gpu: &Gpu, x: &Tensor, slot: &mut Slot) -> Result<()> {
     const OP: &str = "column sums";
     expect_dtypes(OP, DType::F32, &[&slot.grad])?;
     let n = slot.grad.len();
-    let kernel = kernel(gpu, "linear.cu", "linear_bwd_db", x.dtype())?;
+    let kernel = kernel(gpu, "linear_around.cu", "linear_bwd_db", x.dtype())?;
     gpu.launch(&kernel, [n.div_ceil(32), 1, 1], THREADS)
         .read(x)
         .write_or_add(&mut slot.grad, slot.accumulate)

@@ -9,7 +9,8 @@
 //! the epilogue adds) and the gate tables, then A and B of every adapter.
 //!
 //! Saves x where a weight needs its gradient, z for GELU′ or the gate's gradient, and handles on the weights.
-//! Adapters are applied one after the other, so a policy whose last B is 0 gives the reference's very bits.
+//! Adapters are applied one after the other, so a policy whose last B is 0 gives the reference's very bits. On CUDA they
+//! are further terms of the same sum, which an adapter that is not in a sample's set, or whose B is 0, adds zeros to.
 
 use super::{AdapterSet, Case, ModSource, Op, Save, Slot, gelu, random};
 use crate::engine::matmul::{Mat, matmul, transpose};
@@ -66,12 +67,15 @@ pub struct Linear {
     pub epilogue: Epilogue,
     /// The adapters, if any.
     pub lora: Option<Lora>,
+    /// The output is f32 even where x is bf16. On the CPU it always is; one that adds to a residual has the residual's
+    /// dtype, and what goes through GELU is for another product: it is not for these.
+    pub wide: bool,
 }
 
 impl Linear {
     /// `W·x + bias`, nothing else.
     pub fn plain() -> Self {
-        Self { bias: true, epilogue: Epilogue::None, lora: None }
+        Self { bias: true, epilogue: Epilogue::None, lora: None, wide: false }
     }
 
     fn adapters(&self) -> &[(usize, f32)] {
@@ -113,6 +117,11 @@ impl Linear {
         const OP: &str = "linear";
         let at = self.layout();
         super::expect_inputs(OP, inputs, at.total)?;
+        if self.wide && !matches!(self.epilogue, Epilogue::None) {
+            let detail =
+                format!("a wide output is for no epilogue, here it is {:?}: leave `wide` out", self.epilogue);
+            return Err(Error::shape(OP, detail));
+        }
         let (batch, tokens, in_) = match *inputs[0].shape() {
             [b, i] => (b, 1, i),
             [b, t, i] => (b, t, i),
@@ -182,7 +191,7 @@ impl Op for Linear {
     }
 
     fn cuda(&self) -> bool {
-        self.on_cuda()
+        true
     }
 
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
@@ -455,7 +464,7 @@ impl Linear {
         let (a, up, r) = (a.f32(), up.f32(), a.shape()[0]);
         let lora = self.tokens(d.tokens);
         let n = lora.len();
-        let samples: Vec<(usize, f32)> = (0..d.batch)
+        let samples: Vec<(usize, f32)> = (0..if n > 0 { d.batch } else { 0 })
             .filter_map(|b| {
                 self.active(b).find(|(k, _)| *k == i).map(|(_, scale)| (b * d.tokens + lora.start, scale))
             })
@@ -505,9 +514,9 @@ fn keep(inputs: &[&Tensor], at: &Layout, z: Option<&Tensor>, save: &mut Save) ->
     Ok(())
 }
 
-/// Stands for an input that is not kept.
+/// Stands for an input that is not kept, but for its dtype.
 fn empty(like: &Tensor) -> Result<Tensor> {
-    Tensor::zeros(like.device(), &[0])
+    Tensor::zeros_as(like.device(), &[0], like.dtype())
 }
 
 /// Runs `f(sample, tokens, rows)` over a fixed partition of `[batch, tokens, out]`, in parallel.
@@ -536,40 +545,50 @@ fn for_rows2(
     });
 }
 
-/// Every epilogue, with and without stacked adapters and a partial batch; then the layers of the tiny preset.
+/// Every epilogue, with and without stacked adapters and a partial batch; then the layers of the tiny preset, and what
+/// the GPU's tiles and dtypes make different.
 pub fn cases(device: &Device) -> Vec<Case> {
     let rnd = |shape: &[usize], stream, scale| random(device, shape, stream, scale);
     let set = |b: usize| Arc::new(AdapterSet::runs(&[(vec![0, 1], b - b / 2), (vec![0], b / 2)]));
-    let make = |name: String, [b, t, i, o]: [usize; 4], epilogue: Epilogue, ranks: &[usize]| {
-        let fan = 1.0 / (i as f32).sqrt();
-        let mut inputs = vec![rnd(&[b, t, i], 20, 1.0), rnd(&[o, i], 21, fan), rnd(&[o], 22, 0.3)];
-        if let Epilogue::Gate { source, chunk } = &epilogue {
-            inputs.push(rnd(&[b, t, o], 23, 1.0));
-            inputs.push(rnd(&[b, (chunk + 1) * o], 24, 0.7));
-            if source.cond.is_some() {
-                inputs.push(rnd(&[2, (chunk + 1) * o], 25, 0.7));
+    // Adapters act on `tokens`; weights and adapters are parameters, x, W and the bias bf16 where x is.
+    let adapted =
+        |name: &str, [b, t, i, o]: [usize; 4], op: Linear, ranks: &[usize], tokens: Range<usize>| {
+            let fan = 1.0 / (i as f32).sqrt();
+            let mut inputs = vec![rnd(&[b, t, i], 20, 1.0), rnd(&[o, i], 21, fan), rnd(&[o], 22, 0.3)];
+            if let Epilogue::Gate { source, chunk } = &op.epilogue {
+                inputs.push(rnd(&[b, t, o], 23, 1.0));
+                inputs.push(rnd(&[b, (chunk + 1) * o], 24, 0.7));
+                if source.cond.is_some() {
+                    inputs.push(rnd(&[2, (chunk + 1) * o], 25, 0.7));
+                }
+            } else if let Epilogue::Add = op.epilogue {
+                inputs.push(rnd(&[b, t, o], 23, 1.0));
             }
-        } else if let Epilogue::Add = epilogue {
-            inputs.push(rnd(&[b, t, o], 23, 1.0));
-        }
-        for (k, &r) in ranks.iter().enumerate() {
-            inputs.push(rnd(&[r, i], 26 + k as u64, fan));
-            inputs.push(rnd(&[o, r], 30 + k as u64, 1.0 / (r as f32).sqrt()));
-        }
-        let lora = (!ranks.is_empty()).then(|| Lora {
-            tokens: t / 2..t,
-            set: set(b),
-            adapters: (0..ranks.len()).map(|k| (k, 1.0 + 0.5 * k as f32)).collect(),
-        });
-        let flops = 2.0 * (b * t * i * o) as f64;
-        let lora_flops: f64 = ranks.iter().map(|&r| (b * (t - t / 2) * r * (i + o)) as f64).sum();
-        let through_gelu = matches!(epilogue, Epilogue::Gelu);
-        Case::new(name, Linear { bias: true, epilogue, lora }, inputs)
-            .chain((b * t).max(i).max(o))
-            .stores(through_gelu)
-            .half(&[0, 1, 2])
-            .parameters(&[1, 2])
-            .cost(flops + lora_flops, b * t * o)
+            let mut parameters = vec![1, 2];
+            for (k, &r) in ranks.iter().enumerate() {
+                parameters.extend([inputs.len(), inputs.len() + 1]);
+                inputs.push(rnd(&[r, i], 26 + k as u64, fan));
+                inputs.push(rnd(&[o, r], 30 + k as u64, 1.0 / (r as f32).sqrt()));
+            }
+            let flops = 2.0 * (b * t * i * o) as f64;
+            let lora_flops: f64 = ranks.iter().map(|&r| (2 * b * tokens.len() * r * (i + o)) as f64).sum();
+            let lora = (!ranks.is_empty()).then(|| Lora {
+                tokens,
+                set: set(b),
+                adapters: (0..ranks.len()).map(|k| (k, 1.0 + 0.5 * k as f32)).collect(),
+            });
+            // S, z, what is left of an f32 gradient or a master beside bf16.
+            let stores = lora.is_some() || op.wide || !matches!(op.epilogue, Epilogue::None);
+            Case::new(name, Linear { lora, ..op }, inputs)
+                .chain((b * t).max(i).max(o))
+                .stores(stores)
+                .half(&[0, 1, 2])
+                .parameters(&parameters)
+                .cost(flops + lora_flops, b * t * o)
+        };
+    let form = |epilogue| Linear { epilogue, ..Linear::plain() };
+    let make = |name: &str, shape: [usize; 4], epilogue, ranks: &[usize]| {
+        adapted(name, shape, form(epilogue), ranks, shape[1] / 2..shape[1])
     };
     let gate = |b: usize, t: usize| Epilogue::Gate {
         source: ModSource {
@@ -579,22 +598,49 @@ pub fn cases(device: &Device) -> Vec<Case> {
         },
         chunk: 1,
     };
-    vec![
-        make("linear/plain".into(), [2, 3, 5, 4], Epilogue::None, &[]),
-        make("linear/gelu".into(), [2, 3, 5, 4], Epilogue::Gelu, &[]),
-        make("linear/add".into(), [2, 3, 5, 4], Epilogue::Add, &[]),
-        make("linear/gate".into(), [2, 4, 5, 6], gate(2, 4), &[]),
-        make("linear/lora".into(), [3, 4, 6, 5], Epilogue::None, &[2, 3]),
-        make("linear/lora+gelu".into(), [3, 4, 6, 5], Epilogue::Gelu, &[2, 3]),
-        make("linear/lora+gate, leading".into(), [4, 4, 6, 5], gate(4, 4), &[2, 3]).leading(2),
-        make("linear/12x128 128→128 +lora".into(), [12, 128, 128, 128], Epilogue::None, &[16, 16])
-            .bench_only(),
+    let wide = || Linear { wide: true, ..Linear::plain() };
+    let mut rows =
+        adapted("linear/20 64→192 +16+16", [20, 1, 64, 192], form(Epilogue::None), &[16, 16], 0..1);
+    rows.inputs[0] = rnd(&[20, 64], 20, 1.0);
+    let mut cases = vec![
+        make("linear/plain", [2, 3, 5, 4], Epilogue::None, &[]),
+        make("linear/gelu", [2, 3, 5, 4], Epilogue::Gelu, &[]),
+        make("linear/add", [2, 3, 5, 4], Epilogue::Add, &[]),
+        make("linear/gate", [2, 4, 5, 6], gate(2, 4), &[]),
+        make("linear/lora", [3, 4, 6, 5], Epilogue::None, &[2, 3]),
+        make("linear/lora+gelu", [3, 4, 6, 5], Epilogue::Gelu, &[2, 3]),
+        make("linear/lora+gate, leading", [4, 4, 6, 5], gate(4, 4), &[2, 3]).leading(2),
+    ];
+    let large = [
+        make("linear/12x128 128→128 +lora", [12, 128, 128, 128], Epilogue::None, &[16, 16]),
         // A whole number of the GPU's tiles; ragged ones; rows that begin on no 16 bytes.
-        make("linear/256 96→384".into(), [2, 128, 96, 384], Epilogue::None, &[]).bench_only(),
-        make("linear/200 72→136 gelu".into(), [1, 200, 72, 136], Epilogue::Gelu, &[]).bench_only(),
-        make("linear/150 37→131 gelu".into(), [1, 150, 37, 131], Epilogue::Gelu, &[]).bench_only(),
-        make("linear/12x128 128→512 gelu".into(), [12, 128, 128, 512], Epilogue::Gelu, &[]).bench_only(),
-        make("linear/12x128 640→128 gate+lora".into(), [12, 128, 640, 128], gate(12, 128), &[16, 16])
-            .bench_only(),
-    ]
+        make("linear/256 96→384", [2, 128, 96, 384], Epilogue::None, &[]),
+        make("linear/200 72→136 gelu", [1, 200, 72, 136], Epilogue::Gelu, &[]),
+        make("linear/150 37→131 gelu", [1, 150, 37, 131], Epilogue::Gelu, &[]),
+        make("linear/12x128 128→512 gelu", [12, 128, 128, 512], Epilogue::Gelu, &[]),
+        make("linear/12x128 640→128 gate+lora", [12, 128, 640, 128], gate(12, 128), &[16, 16]),
+        // A result, and a residual, of either dtype.
+        adapted("linear/2x70 64→136 wide", [2, 70, 64, 136], wide(), &[], 0..0),
+        adapted("linear/2x70 33→137 wide", [2, 70, 33, 137], wide(), &[], 0..0),
+        make("linear/2x70 64→136 add", [2, 70, 64, 136], Epilogue::Add, &[]).half(&[0, 1, 2, 3]),
+        make("linear/2x70 64→136 gate", [2, 70, 64, 136], gate(2, 70), &[]).half(&[0, 1, 2, 3]),
+        make("linear/2x70 33→137 gate", [2, 70, 33, 137], gate(2, 70), &[]).half(&[0, 1, 2, 3]),
+        make("linear/2x70 33→137 gate, f32 beside", [2, 70, 33, 137], gate(2, 70), &[]),
+        // Ranks that are no multiple of 16, and more columns than a tile; rows of part of a tile.
+        adapted("linear/3x150 40→72 +20", [3, 150, 40, 72], form(Epilogue::None), &[20], 30..100),
+        adapted("linear/3x150 40→72 +128+16", [3, 150, 40, 72], form(Epilogue::Gelu), &[128, 16], 130..150),
+        adapted("linear/4x90 39→71 +3+16", [4, 90, 39, 71], form(Epilogue::Add), &[3, 16], 0..90).leading(3),
+        // Adapters and masters of the other dtype than x; a frozen adapter; none of the tokens.
+        make("linear/3x40 64→72 +16+16, masters", [3, 40, 64, 72], Epilogue::None, &[16, 16])
+            .half(&[0])
+            .stores(true),
+        make("linear/3x40 64→72 +16+16, frozen", [3, 40, 64, 72], Epilogue::None, &[16, 16])
+            .half(&[0, 1, 2, 3, 4])
+            .constant(&[1, 2, 3, 4]),
+        adapted("linear/3x40 64→72 +16+16, none", [3, 40, 64, 72], form(Epilogue::None), &[16, 16], 40..50),
+        // A modulation: one row for each sample.
+        rows,
+    ];
+    cases.extend(large.map(Case::bench_only));
+    cases
 }

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::engine::{DType, Device, Tensor, simd};
 use rayon::prelude::*;
 
-mod launch;
+pub(super) mod launch;
 
 /// Added to the variance.
 pub const EPS: f32 = 1e-6;

@@ -1,112 +1,25 @@
-//! The CUDA side of the linear layer: `kernels/linear.cu`. Plain and GELU epilogues; no adapters yet.
+//! The CUDA side of the linear layer: what is launched in which order.
+//!
+//! x, W and dz are multiplied in x's dtype, W being narrowed or widened where it is of the other; A and B of adapters
+//! likewise, and biases are read as they are. z, where it is kept, is of x's dtype, being multiplied with the same. y
+//! has the residual's dtype, else x's, or f32 where it is `wide`; so has dy, which is narrowed to x's on the way to dz.
 
+use super::super::modulate::launch::table_bytes;
 use super::super::{Slot, cuda, expect_dtypes};
 use super::{Dims, Epilogue, Layout, Linear};
+use crate::Result;
 use crate::engine::cuda::Gpu;
-use crate::engine::{DType, Tensor, kernels};
-use crate::{Error, Result};
-use bytemuck::NoUninit;
+use crate::engine::{DType, Tensor};
+use product::{After, Product, as_dtype, expect_residual};
+
+mod gate;
+mod lora;
+mod product;
 
 const OP: &str = "linear";
-const SOURCE: &str = "linear.cu";
-/// Rows and columns of a tile.
-const TILE: usize = 128;
-/// What a tile of bf16 advances by along k.
-const DEPTH: usize = 32;
-
-/// `Problem` of the source.
-#[repr(C)]
-#[derive(Clone, Copy, NoUninit)]
-struct Problem {
-    m: i32,
-    n: i32,
-    k: i32,
-    lda: i32,
-    ldb: i32,
-    ldc: i32,
-    alpha: f32,
-    accumulate: i32,
-}
-
-/// C = A·B (+ bias) (+ C) by kernel `name`. Extents as the source has them; rows are contiguous.
-#[allow(clippy::too_many_arguments, reason = "a matrix product has as many")]
-fn product(
-    gpu: &Gpu,
-    name: &str,
-    [m, n, k]: [usize; 3],
-    [lda, ldb]: [usize; 2],
-    a: &Tensor,
-    b: &Tensor,
-    bias: Option<&Tensor>,
-    c: &mut Tensor,
-    z: Option<Option<&mut Tensor>>,
-    accumulate: bool,
-) -> Result<()> {
-    if m * n * k == 0 {
-        return Ok(());
-    }
-    let dtype = a.dtype();
-    expect_dtypes(OP, dtype, &[b])?;
-    expect_dtypes(OP, dtype, bias.as_slice())?;
-    let on = |t: &Tensor, bytes: u64| t.address().is_multiple_of(bytes);
-    let whole = lda % 8 == 0 && ldb % 8 == 0 && on(a, 16) && on(b, 16) && n % 2 == 0 && on(c, 8);
-    let name = match dtype {
-        DType::Bf16 if !whole => format!("{name}_any_bf16"),
-        dtype => format!("{name}_{}", dtype.name()),
-    };
-    let kernel = gpu.kernel(SOURCE, &name)?;
-    let int = |n| cuda::int(OP, n);
-    let problem = Problem {
-        m: int(m)?,
-        n: int(n)?,
-        k: int(k)?,
-        lda: int(lda)?,
-        ldb: int(ldb)?,
-        ldc: int(n)?,
-        alpha: 1.0,
-        accumulate: i32::from(accumulate),
-    };
-    // f32 does without tensor cores.
-    let tiled = |n: usize, by: usize| n.next_multiple_of(by);
-    let flops = match dtype {
-        DType::Bf16 => 2 * tiled(m, TILE) * tiled(n, TILE) * tiled(k, DEPTH),
-        DType::F32 => 0,
-    };
-    let shared = kernels::dynamic_shared(kernels::text(SOURCE)?, &name);
-    let launch = gpu
-        .launch(&kernel, [m.div_ceil(TILE) * n.div_ceil(TILE), 1, 1], 256)
-        .shared(shared as usize)
-        .read(a)
-        .read(b)
-        .read_or_null(bias)
-        .write_or_add(c, accumulate)
-        .multiplies(flops);
-    let launch = match z {
-        Some(z) => launch.write_or_null(z),
-        None => launch,
-    };
-    launch.value(problem).run()
-}
-
-/// The weight in x's dtype: itself, or widened.
-fn weight_as(gpu: &Gpu, w: &Tensor, dtype: DType) -> Result<Tensor> {
-    match (w.dtype(), dtype) {
-        (DType::Bf16, DType::F32) => {
-            let mut wide = Tensor::empty(w.device(), w.shape())?;
-            cuda::cast(gpu, w, &mut wide)?;
-            Ok(wide)
-        }
-        _ => Ok(w.clone()),
-    }
-}
 
 impl Linear {
-    /// Whether the kernels know this form of the layer.
-    pub(super) fn on_cuda(&self) -> bool {
-        self.lora.is_none() && matches!(self.epilogue, Epilogue::None | Epilogue::Gelu)
-    }
-
-    /// y, and z where GELU′ will want it.
+    /// y, and z where backward will want it.
     pub(super) fn forward_cuda(
         &self,
         gpu: &Gpu,
@@ -115,32 +28,50 @@ impl Linear {
         d: Dims,
         keep_z: bool,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        if !self.on_cuda() {
-            return Err(Error::shape(OP, "adapters and residuals have no CUDA kernel yet"));
-        }
-        let x = inputs[0];
+        let (x, resid) = (inputs[0], at.resid.map(|i| inputs[i]));
+        let dtype = x.dtype();
+        resid.map_or(Ok(()), |r| expect_residual(dtype, r))?;
         let mut shape = x.shape().to_vec();
         *shape.last_mut().expect("x has at least two dimensions") = d.out;
-        let fresh = || Tensor::empty_as(x.device(), &shape, x.dtype());
-        let w = weight_as(gpu, inputs[1], x.dtype())?;
-        let (mut y, mut z) = (fresh()?, if keep_z { Some(fresh()?) } else { None });
-        let gelu = matches!(self.epilogue, Epilogue::Gelu);
-        product(
-            gpu,
-            if gelu { "linear_fwd_gelu" } else { "linear_fwd" },
-            [d.batch * d.tokens, d.out, d.in_],
-            [d.in_, d.in_],
-            x,
-            &w,
-            at.bias.map(|i| inputs[i]),
-            &mut y,
-            gelu.then_some(z.as_mut()),
-            false,
-        )?;
+        let fresh = |dtype| Tensor::empty_as(x.device(), &shape, dtype);
+        let out = resid.map_or(if self.wide { DType::F32 } else { dtype }, Tensor::dtype);
+        let (mut y, mut z) = (fresh(out)?, if keep_z { Some(fresh(dtype)?) } else { None });
+        let w = as_dtype(gpu, inputs[1], dtype)?;
+        let input = |i: usize| inputs[i];
+        let adapted = match self.stack(gpu, at, &input, d)? {
+            Some(stack) => {
+                let down = stack.down(gpu, at, &input, dtype)?;
+                let s = stack.narrow(gpu, x, &down, true, &(0..stack.rank))?;
+                Some(stack.adapted(s, stack.up(gpu, at, &input, dtype)?))
+            }
+            None => None,
+        };
+        let gate = match &self.epilogue {
+            Epilogue::Gate { source, chunk } => {
+                let bytes = table_bytes(source, d.batch, d.tokens, d.out, 1);
+                Some((gate::tables(gpu, source, at, &input)?, d.tokens, *chunk, bytes))
+            }
+            _ => None,
+        };
+        let after = match (&self.epilogue, resid) {
+            (Epilogue::Gelu, _) => After::Gelu(z.as_mut()),
+            (_, Some(resid)) => After::Residual(z.as_mut(), resid, gate),
+            _ => After::Nothing,
+        };
+        let product = Product {
+            name: "linear_fwd",
+            extents: [d.batch * d.tokens, d.out, d.in_],
+            strides: [d.in_, d.in_],
+            a: x,
+            b: &w,
+            bias: at.bias.map(|i| inputs[i]),
+            adapted: adapted.as_ref(),
+        };
+        product.run(gpu, &mut y, false, after)?;
         Ok((y, z))
     }
 
-    /// The gradients of x, W and bias. Input i ≥ 1 was saved at position i + 1.
+    /// The gradients of every input. Input i ≥ 1 was saved at position i + 1.
     pub(super) fn backward_cuda(
         &self,
         gpu: &Gpu,
@@ -150,28 +81,63 @@ impl Linear {
         dy: &Tensor,
         slots: &mut [Option<Slot>],
     ) -> Result<()> {
-        let (x, z, w) = (&saved[0], &saved[1], &saved[2]);
-        let rows = d.batch * d.tokens;
-        let mut through_gelu = None;
-        if matches!(self.epilogue, Epilogue::Gelu) {
-            let grad = Tensor::empty_as(dy.device(), dy.shape(), dy.dtype())?;
-            let slot = through_gelu.insert(Slot { grad, accumulate: false });
-            cuda::slope(gpu, OP, ["gelu.cu", "gelu_bwd"], z, dy, slot)?;
+        let (x, z) = (&saved[0], &saved[1]);
+        let input = |i: usize| &saved[i + 1];
+        if let Some(slot) = at.resid.and_then(|i| slots[i].as_mut()) {
+            slot.add(dy)?;
         }
-        let dz = through_gelu.as_ref().map_or(dy, |slot| &slot.grad);
+        if let Epilogue::Gate { source, chunk } = &self.epilogue {
+            gate::table_gradients(gpu, (source, *chunk), (dy, z), at, d, slots)?;
+        }
+        let beside = [at.resid, at.image, at.cond];
+        if !slots.iter().enumerate().any(|(i, s)| s.is_some() && !beside.contains(&Some(i))) {
+            return Ok(());
+        }
+        let dtype = x.dtype();
+        let dz = match &self.epilogue {
+            Epilogue::None | Epilogue::Add => as_dtype(gpu, dy, dtype)?,
+            Epilogue::Gelu => {
+                let grad = Tensor::empty_as(dy.device(), dy.shape(), dtype)?;
+                let mut slot = Slot { grad, accumulate: false };
+                cuda::slope(gpu, OP, ["gelu.cu", "gelu_bwd"], z, dy, &mut slot)?;
+                slot.grad
+            }
+            Epilogue::Gate { source, chunk } => {
+                gate::backward(gpu, (source, *chunk), gate::tables(gpu, source, at, &input)?, dy, dtype, d)?
+            }
+        };
+        if let Some(slot) = at.bias.and_then(|i| slots[i].as_mut()) {
+            // Where nothing but a rounding stands between dy and dz, the sums are of what it rounds.
+            let same = matches!(self.epilogue, Epilogue::None | Epilogue::Add);
+            cuda::column_sums(gpu, if same { dy } else { &dz }, slot)?;
+        }
+        let adapted = self.backward_adapters(gpu, [x, &dz], at, &input, d, slots)?;
+        let rows = d.batch * d.tokens;
         if let Some(slot) = &mut slots[0] {
-            expect_dtypes(OP, dz.dtype(), &[&slot.grad])?;
-            let (w, keep) = (weight_as(gpu, w, dz.dtype())?, slot.accumulate);
-            let (extents, strides) = ([rows, d.in_, d.out], [d.out, d.in_]);
-            product(gpu, "linear_bwd_dx", extents, strides, dz, &w, None, &mut slot.grad, None, keep)?;
+            expect_dtypes(OP, dtype, &[&slot.grad])?;
+            let product = Product {
+                name: "linear_bwd_dx",
+                extents: [rows, d.in_, d.out],
+                strides: [d.out, d.in_],
+                a: &dz,
+                b: &as_dtype(gpu, input(1), dtype)?,
+                bias: None,
+                adapted: adapted.as_ref(),
+            };
+            product.run(gpu, &mut slot.grad, slot.accumulate, After::Nothing)?;
         }
         if let Some(slot) = &mut slots[1] {
             expect_dtypes(OP, DType::F32, &[&slot.grad])?;
-            let (extents, strides, keep) = ([d.out, d.in_, rows], [d.out, d.in_], slot.accumulate);
-            product(gpu, "linear_bwd_dw", extents, strides, dz, x, None, &mut slot.grad, None, keep)?;
-        }
-        if let Some(slot) = at.bias.and_then(|i| slots[i].as_mut()) {
-            cuda::column_sums(gpu, dz, slot)?;
+            let product = Product {
+                name: "linear_bwd_dw",
+                extents: [d.out, d.in_, rows],
+                strides: [d.out, d.in_],
+                a: &dz,
+                b: x,
+                bias: None,
+                adapted: None,
+            };
+            product.run(gpu, &mut slot.grad, slot.accumulate, After::Nothing)?;
         }
         Ok(())
     }

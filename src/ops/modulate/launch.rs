@@ -5,7 +5,7 @@ use super::LnModulate;
 use crate::Result;
 use crate::engine::cuda::Gpu;
 use crate::engine::{DType, Tensor};
-use bytemuck::NoUninit;
+use bytemuck::{NoUninit, Zeroable};
 use std::collections::BTreeSet;
 
 const OP: &str = "ln_modulate";
@@ -28,7 +28,7 @@ fn form(x: &Tensor, y: &Tensor) -> Result<&'static str> {
 
 /// `Tables` of the source: addresses, then extents.
 #[repr(C)]
-#[derive(Clone, Copy, NoUninit)]
+#[derive(Clone, Copy, NoUninit, Zeroable)]
 pub struct Tables {
     image: u64,
     cond: u64,
@@ -41,7 +41,7 @@ pub struct Tables {
 }
 
 /// The address of a row map on the device.
-fn row_map(gpu: &Gpu, map: &RowMap) -> Result<u64> {
+pub fn row_map(gpu: &Gpu, map: &RowMap) -> Result<u64> {
     gpu.constant(format!("rows {map:?}"), || map.iter().map(|&r| r as i32).collect())
 }
 
@@ -73,7 +73,7 @@ impl Tables {
 
 /// Bytes of the tables that `rows` samples and the map of each are read at: `chunks` of d columns of every row that any
 /// of them names, once.
-fn table_bytes(source: &ModSource, batch: usize, tokens: usize, d: usize, chunks: usize) -> usize {
+pub fn table_bytes(source: &ModSource, batch: usize, tokens: usize, d: usize, chunks: usize) -> usize {
     let bytes = |map: &RowMap| {
         let rows: BTreeSet<usize> = map.iter().take(batch).copied().collect();
         4 * (rows.len() * chunks * d + batch)

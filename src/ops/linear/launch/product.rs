@@ -1,0 +1,188 @@
+//! The layer's own products: `kernels/linear.cu` (bf16) and `kernels/linear_f32.cu`.
+
+use super::super::super::cuda;
+use super::super::super::modulate::launch::Tables;
+use super::OP;
+use super::lora::Adapted;
+use crate::engine::cuda::Gpu;
+use crate::engine::{DType, Tensor, kernels};
+use crate::{Error, Result};
+use bytemuck::{NoUninit, Zeroable};
+
+/// Rows and columns of a tile.
+const TILE: usize = 128;
+/// What a tile of bf16 advances by along k.
+pub const DEPTH: usize = 32;
+
+/// `Problem` of the source: extents, distances of rows, whether to add.
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit)]
+pub struct Problem {
+    m: i32,
+    n: i32,
+    k: i32,
+    lda: i32,
+    ldb: i32,
+    ldc: i32,
+    accumulate: i32,
+}
+
+impl Problem {
+    pub fn new([m, n, k]: [usize; 3], [lda, ldb, ldc]: [usize; 3], accumulate: bool) -> Result<Self> {
+        let int = |n| cuda::int(OP, n);
+        let (m, n, k, lda, ldb, ldc) = (int(m)?, int(n)?, int(k)?, int(lda)?, int(ldb)?, int(ldc)?);
+        Ok(Self { m, n, k, lda, ldb, ldc, accumulate: i32::from(accumulate) })
+    }
+}
+
+/// `Floats` of the source: numbers of either dtype, or none.
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit)]
+pub struct Floats {
+    at: u64,
+    f32: i32,
+    unused: i32,
+}
+
+impl Floats {
+    pub fn new(gpu: &Gpu, t: Option<&Tensor>) -> Result<Self> {
+        let at = t.map_or(Ok(0), |t| gpu.address(t))?;
+        Ok(Self { at, f32: i32::from(t.is_some_and(|t| t.dtype() == DType::F32)), unused: 0 })
+    }
+}
+
+/// `Residual` of the source.
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit)]
+struct Residual {
+    z: u64,
+    resid: u64,
+    tables: Tables,
+    tokens: i32,
+    chunk: i32,
+}
+
+/// What happens to z before it is stored as y, and where z is kept, if it is.
+pub enum After<'a> {
+    Nothing,
+    Gelu(Option<&'a mut Tensor>),
+    /// The residual, and where there is a gate: its tables, the tokens of a sample, its chunk, the bytes that are read.
+    Residual(Option<&'a mut Tensor>, &'a Tensor, Option<(Tables, usize, usize, usize)>),
+}
+
+/// C = A·B (+ bias) with the adapters' part. Extents as the source has them; rows are contiguous.
+pub struct Product<'a> {
+    /// Of the kernel, without what follows from the rest.
+    pub name: &'static str,
+    /// m, n, k.
+    pub extents: [usize; 3],
+    /// The distances of A's rows and of B's.
+    pub strides: [usize; 2],
+    pub a: &'a Tensor,
+    pub b: &'a Tensor,
+    pub bias: Option<&'a Tensor>,
+    pub adapted: Option<&'a Adapted>,
+}
+
+impl Product<'_> {
+    /// Launches it. A narrow A with an f32 result of forward takes the kernel that is `wide`.
+    pub fn run(&self, gpu: &Gpu, c: &mut Tensor, accumulate: bool, after: After) -> Result<()> {
+        let Self { extents: [m, n, k], strides: [lda, ldb], a, b, bias, .. } = *self;
+        let dtype = a.dtype();
+        let source = if dtype == DType::F32 { "linear_f32.cu" } else { "linear.cu" };
+        let part = match after {
+            After::Nothing => "",
+            After::Gelu(_) => "_gelu",
+            After::Residual(..) => "_resid",
+        };
+        let forward = self.name == "linear_fwd";
+        let wide = if forward && dtype != c.dtype() { "_wide" } else { "" };
+        let any = if dtype == DType::Bf16 && !self.whole(c, &after) { "_any" } else { "" };
+        let name = format!("{}{part}{wide}{any}_{}", self.name, dtype.name());
+        let kernel = gpu.kernel(source, &name)?;
+        let tiled = |n: usize, by: usize| n.next_multiple_of(by);
+        // f32 does without tensor cores.
+        let flops = match dtype {
+            DType::Bf16 => 2 * tiled(n, TILE) * (tiled(m, TILE) * tiled(k, DEPTH) + self.extra_depth()),
+            DType::F32 => 0,
+        };
+        let shared = kernels::dynamic_shared(kernels::text(source)?, &name) as usize;
+        let launch = gpu
+            .launch(&kernel, [m.div_ceil(TILE) * n.div_ceil(TILE), 1, 1], 256)
+            .shared(shared)
+            .read(a)
+            .read(b)
+            .value(Floats::new(gpu, bias)?)
+            .moves(bias.map_or(0, |t| t.len() * t.dtype().size()))
+            .write_or_add(c, accumulate)
+            .multiplies(flops);
+        let launch = match after {
+            After::Nothing => launch,
+            After::Gelu(z) => launch.write_or_null(z),
+            After::Residual(z, resid, gate) => {
+                let bytes = |t: &Tensor| t.len() * t.dtype().size();
+                let moved = bytes(resid) + z.as_deref().map_or(0, bytes) + gate.map_or(0, |g| g.3);
+                let (tables, tokens, chunk, _) = gate.unwrap_or((Tables::zeroed(), 1, 0, 0));
+                let e = Residual {
+                    z: z.map_or(Ok(0), Tensor::address_mut)?,
+                    resid: gpu.address(resid)?,
+                    tables,
+                    tokens: cuda::int(OP, tokens)?,
+                    chunk: cuda::int(OP, chunk)?,
+                };
+                launch.value(e).moves(moved)
+            }
+        };
+        let launch = match self.adapted {
+            Some(adapted) => launch.value(adapted.extra(gpu)?).moves(adapted.bytes()),
+            None => launch.value([0u64; 5]),
+        };
+        launch.value(Problem::new([m, n, k], [lda, ldb, n], accumulate)?).run()
+    }
+
+    /// Whether every row begins on 16 bytes, and C's pairs on theirs.
+    fn whole(&self, c: &Tensor, after: &After) -> bool {
+        let on = |t: &Tensor, bytes: u64| t.address().is_multiple_of(bytes);
+        let [lda, ldb] = self.strides;
+        let beside = match after {
+            After::Nothing => true,
+            After::Gelu(z) => z.as_deref().is_none_or(|z| on(z, 4)),
+            After::Residual(z, resid, _) => z.as_deref().is_none_or(|z| on(z, 4)) && on(resid, 8),
+        };
+        let extra = self.adapted.is_none_or(|e| e.whole());
+        lda % 8 == 0
+            && ldb % 8 == 0
+            && self.extents[1] % 2 == 0
+            && on(self.a, 16)
+            && on(self.b, 16)
+            && on(c, 8)
+            && beside
+            && extra
+    }
+
+    /// What the adapters add to the sum over row tiles of rows times depth.
+    fn extra_depth(&self) -> usize {
+        let Some(adapted) = self.adapted else { return 0 };
+        let m = self.extents[0];
+        let tiles = (0..m).step_by(TILE).filter(|&first| adapted.rows.any(first, m.min(first + TILE)));
+        tiles.count() * TILE * adapted.rank.next_multiple_of(DEPTH)
+    }
+}
+
+/// `t` in `dtype`: itself, widened or narrowed.
+pub fn as_dtype(gpu: &Gpu, t: &Tensor, dtype: DType) -> Result<Tensor> {
+    if t.dtype() == dtype {
+        return Ok(t.clone());
+    }
+    let mut cast = Tensor::empty_as(t.device(), t.shape(), dtype)?;
+    cuda::cast(gpu, t, &mut cast)?;
+    Ok(cast)
+}
+
+/// Refuses a residual that is neither of x's dtype nor f32.
+pub fn expect_residual(dtype: DType, resid: &Tensor) -> Result<()> {
+    if resid.dtype() == dtype || resid.dtype() == DType::F32 {
+        return Ok(());
+    }
+    Err(Error::shape(OP, format!("the residual is {resid:?} beside x of {dtype:?}: wanted that or F32")))
+}

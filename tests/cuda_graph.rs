@@ -95,7 +95,7 @@ impl State {
         let flat = losers[0].clone().reshape(&[2, 3, 8])?;
         let tape = Tape::new(Leaves::into_buffers(vec![Tensor::empty(&device, &[2, 16])?], false));
         let table = tape.param(self.w.clone().reshape(&[2, 16])?, LeafId(0));
-        let layer = LnModulate { source: ModSource::per_sample(2), shift: 0, scale: 1 };
+        let layer = LnModulate { source: ModSource::per_sample(2), shift: 0, scale: 1, narrow: false };
         let h = tape.one(layer, &[&Var::constant(flat), &table])?;
         let y = tape.one(Gelu, &[&h])?;
         let target = Var::constant(losers[1].clone().reshape(&[2, 3, 8])?);

@@ -84,6 +84,8 @@ pub(crate) fn unknown<'a>(op: &[&'a str]) -> Option<&'a str> {
                 .or_else(|| has("rna").filter(|_| *to != "tf32"))
         }
         "ex2" | "tanh" | "slct" => None,
+        // Of f64 these two exist in no other form.
+        "rcp" | "rsqrt" if has("approx").is_some() => None,
         _ => has("ftz").filter(|_| !rest.contains(&"f32")),
     }
 }
@@ -103,6 +105,7 @@ mod tests {
             "cp.async.cg.shared.global.L2::128B",
             "setp.lt.and.ftz.f32",
             "ex2.approx.ftz.bf16",
+            "rcp.approx.ftz.f64",
             "no.such.opcode",
         ] {
             assert_eq!(unknown(op), None, "{op}");

@@ -17,6 +17,12 @@ pub(crate) fn ftz(x: f32) -> f32 {
     if x.to_bits() & 0x7f80_0000 == 0 { f32::from_bits(x.to_bits() & 0x8000_0000) } else { x }
 }
 
+/// What the approximations in f64 read of a number and give: its upper 32 bits, a subnormal as zero.
+pub(crate) fn upper_half(x: f64) -> f64 {
+    let kept = f64::from_bits(x.to_bits() & !0xffff_ffff);
+    if kept.is_subnormal() { 0.0f64.copysign(kept) } else { kept }
+}
+
 /// The NaN that single-precision instructions give.
 #[inline(always)]
 pub(crate) fn canonical(x: f32) -> f32 {

@@ -513,10 +513,10 @@ fn double(name: &str, m: &Mods) -> Option<Alu> {
             Round::Up => a3(|a, b, c| num::fma_dir(a, b, c, Round::Up)),
         },
         "div" => directed64!(m, a2, |a, b| a / b, (-(a / b)).mul_add(b, a) * b.signum(), b != 0.0),
-        "rcp" if m.has("approx") => a1(|a: f64| 1.0 / a),
+        "rcp" if m.has("approx") => a1(|a: f64| num::upper_half(1.0 / num::upper_half(a))),
         "rcp" => directed64!(m, a1, |a| 1.0 / a, (-(1.0 / a)).mul_add(a, 1.0) * a.signum(), a != 0.0),
         "sqrt" => directed64!(m, a1, |a| a.sqrt(), (-a.sqrt()).mul_add(a.sqrt(), a), true),
-        "rsqrt" => a1(|a: f64| 1.0 / a.sqrt()),
+        "rsqrt" => a1(|a: f64| num::upper_half(1.0 / num::upper_half(a).sqrt())),
         "neg" => a1(|a: f64| -a),
         "abs" => a1(f64::abs),
         "min" => a2(|a: f64, b: f64| {

@@ -1,8 +1,9 @@
 //! Compiles every CUDA source for the architectures named (`sm_80 sm_90` if none is, those of every GPU since Ampere with
 //! `--all`) and prints what each kernel uses: registers, spills, shared memory, and how full a multiprocessor it leaves.
 //! Then runs the ops' cases on the emulator and prints what each kernel did beside what it needed: bytes, products, bank
-//! conflicts; and a layer of FLUX's width with adapters. `--json FILE` writes both. Fails where a kernel spills, breaks its launch bounds, exceeds a limit without a
-//! reason in its heading or is run by nothing, and where there is no NVRTC or no emulator.
+//! conflicts; and what adapters add to a layer of FLUX's width. `--json FILE` writes all of it. Fails where a kernel
+//! spills, breaks its launch bounds, exceeds a limit without a reason in its heading or is run by nothing, where adapters
+//! add more than they may, and where there is no NVRTC or no emulator.
 //!
 //! Needs no GPU. `cargo run --release --example kernel_report -- sm_89`
 

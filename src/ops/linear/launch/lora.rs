@@ -3,23 +3,25 @@
 //! All adapters of a layer stand side by side in one A `[R, in]` and one B `[out, R]`, each with its rank rounded up to 16.
 //! `S = factor ∘ (x·Aᵀ)` is of the rows that adapters act on alone, packed; a factor is the adapter's scale, or 0 where
 //! the sample's set has it not. Then S·Bᵀ is R more of the main product's k. Backward has `dS = factor ∘ (dz·B)`, dS·A
-//! likewise, and dA = dSᵀ·x, dB = dzᵀ·S. S is computed again rather than kept: it costs what one narrow product does, a
-//! sixth of the adapters' arithmetic, and keeping it a hundred megabytes for each sample of a model of FLUX's size.
+//! likewise, and dA = dSᵀ·x, dB = dzᵀ·S. S is computed again for dB rather than kept: that is one narrow product more of
+//! the trained ranks alone, over an x that is kept anyway, and what is kept stays what the CPU keeps.
 
 use super::super::super::{Slot, cuda, expect_dtypes};
 use super::super::{Dims, Layout, Linear};
 use super::OP;
 use super::product::{DEPTH, Floats, Problem};
 use crate::Result;
-use crate::engine::cuda::Gpu;
+use crate::engine::cuda::{Gpu, Kernel};
 use crate::engine::{DType, Tensor};
 use bytemuck::NoUninit;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What a rank is rounded up to.
 const RANK: usize = 16;
-/// Rows of a tile, packed rows of one part of a gradient.
+/// Rows of a tile.
 const ROWS: usize = 64;
+/// Packed rows of one part of a gradient.
 const CHUNK: usize = 512;
 
 /// `Rows` of the source.
@@ -283,12 +285,7 @@ impl Stack {
 }
 
 /// A narrow product's kernel, its threads and the columns of its tile.
-fn kernel(
-    gpu: &Gpu,
-    name: &str,
-    a: &Tensor,
-    b: &Tensor,
-) -> Result<(std::sync::Arc<crate::engine::cuda::Kernel>, u32, usize)> {
+fn kernel(gpu: &Gpu, name: &str, a: &Tensor, b: &Tensor) -> Result<(Arc<Kernel>, u32, usize)> {
     expect_dtypes(OP, a.dtype(), &[b])?;
     if a.dtype() == DType::F32 {
         return Ok((cuda::kernel(gpu, "linear_f32.cu", name, DType::F32)?, 256, 32));

@@ -150,9 +150,9 @@ impl Product<'_> {
             After::Residual(z, resid, _) => z.as_deref().is_none_or(|z| on(z, 4)) && on(resid, 8),
         };
         let extra = self.adapted.is_none_or(|e| e.whole());
-        lda % 8 == 0
-            && ldb % 8 == 0
-            && self.extents[1] % 2 == 0
+        lda.is_multiple_of(8)
+            && ldb.is_multiple_of(8)
+            && self.extents[1].is_multiple_of(2)
             && on(self.a, 16)
             && on(self.b, 16)
             && on(c, 8)

@@ -4,7 +4,8 @@ use super::config::FluxConfig;
 use super::lora::AdapterFile;
 use super::weights::Folder;
 use crate::autograd::{LeafId, ParamSet, Tape, Var};
-use crate::engine::{Device, Tensor};
+use crate::engine::{DType, Device, Tensor};
+use crate::ops::cast;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Weights {
     map: Arc<HashMap<String, (Tensor, Option<LeafId>)>>,
+    activations: DType,
 }
 
 impl Weights {
@@ -27,13 +29,14 @@ impl Weights {
             let tensor = folder.weight(&name, device)?;
             map.insert(name, (tensor, None));
         }
-        Ok(Self { map: Arc::new(map) })
+        Ok(Self { map: Arc::new(map), activations: DType::F32 })
     }
 
     /// Views of trainable parameters; drop them before the optimizer writes.
     pub fn trainable(params: &ParamSet) -> Self {
         let entry = |(i, name): (usize, &String)| (name.clone(), (params.master(i), Some(LeafId(i))));
-        Self { map: Arc::new(params.names().iter().enumerate().map(entry).collect()) }
+        let map = Arc::new(params.names().iter().enumerate().map(entry).collect());
+        Self { map, activations: DType::F32 }
     }
 
     /// Copies of parameters that will not train any more.
@@ -43,7 +46,30 @@ impl Weights {
             let view = params.master(i);
             map.insert(name.clone(), (view.to(device)?.copied()?, None));
         }
-        Ok(Self { map: Arc::new(map) })
+        Ok(Self { map: Arc::new(map), activations: DType::F32 })
+    }
+
+    /// The same weights for a pass whose activations, but for the residual stream, are of `dtype`. bf16 is for CUDA devices;
+    /// frozen matrices become bf16 then, parameters stay what they are.
+    pub fn computing_in(self, dtype: DType) -> Result<Self> {
+        let mut map = HashMap::with_capacity(self.map.len());
+        for (name, (tensor, leaf)) in self.map.iter() {
+            let halved = dtype == DType::Bf16 && leaf.is_none() && tensor.shape().len() == 2;
+            if dtype == DType::Bf16 && tensor.device().gpu().is_none() {
+                return Err(Error::Usage(format!(
+                    "bf16 activations are for CUDA devices, {name} is on {:?}: use f32 there",
+                    tensor.device()
+                )));
+            }
+            let tensor = if halved { cast::to(tensor, dtype)? } else { tensor.clone() };
+            map.insert(name.clone(), (tensor, *leaf));
+        }
+        Ok(Self { map: Arc::new(map), activations: dtype })
+    }
+
+    /// The dtype of activations beside the residual stream, which is f32.
+    pub fn activations(&self) -> DType {
+        self.activations
     }
 
     /// The weight `name` as a variable of `tape`.

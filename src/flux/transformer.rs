@@ -9,8 +9,9 @@
 use super::config::FluxConfig;
 use super::params::{Adapter, Weights};
 use crate::autograd::{Tape, Var};
-use crate::engine::Tensor;
+use crate::engine::{DType, Tensor};
 use crate::ops::attention::{Attention, GroupBias};
+use crate::ops::cast::Cast;
 use crate::ops::concat::{Concat, Narrow};
 use crate::ops::embed::{NoiseLevels, RopeTable, sinusoid_constant};
 use crate::ops::linear::{Epilogue, Linear, Lora};
@@ -131,20 +132,16 @@ impl<'a> Flux<'a> {
                 observe(&format!("mid.single{block}.img"), s.x.value());
             }
         }
-        let modulation = self.linear(tape, "norm_out.linear", &s.emb, Epilogue::None, &[], None)?;
-        let last = LnModulate {
-            source: ModSource::per_sample(inputs.sigma.len()),
-            shift: 1,
-            scale: 0,
-            narrow: false,
-        };
+        let modulation = self.wide(tape, "norm_out.linear", &s.emb, None)?;
+        let source = ModSource::per_sample(inputs.sigma.len());
+        let last = LnModulate { source, shift: 1, scale: 0, narrow: self.narrow() };
         let img = if s.x.value().shape()[1] > plan.layout.img {
             tape.one(Narrow { axis: 1, range: 0..plan.layout.img }, &[&s.x])?
         } else {
             s.x
         };
         let y = tape.one(last, &[&img, &modulation])?;
-        self.linear(tape, "proj_out", &y, Epilogue::None, &[], None)
+        self.wide(tape, "proj_out", &y, None)
     }
 
     /// Embeddings, tables, and the plan of the blocks.
@@ -161,12 +158,13 @@ impl<'a> Flux<'a> {
             None => inputs.img.clone(),
         };
         let lora = Some((plan.lora_tokens.clone(), &plan.set));
-        let x = self.linear(tape, "x_embedder", &stream, Epilogue::None, &[], lora)?;
-        let txt = self.linear(tape, "context_embedder", &inputs.txt, Epilogue::None, &[], None)?;
+        let x = self.wide(tape, "x_embedder", &self.cast(tape, &stream)?, lora)?;
+        let txt = self.wide(tape, "context_embedder", &self.cast(tape, &inputs.txt)?, None)?;
         let levels = &inputs.sigma.embedding;
         let emb = self.time_embedding(tape, levels, &inputs.guidance, &inputs.pooled)?;
         observe("mid.temb", emb.value());
-        let emb = tape.one(Silu, &[&emb])?;
+        let silu = |e: &Var| self.cast(tape, &tape.one(Silu, &[e])?);
+        let emb = silu(&emb)?;
         let cond_emb = match &inputs.cond {
             None => None,
             Some(_) => {
@@ -175,7 +173,7 @@ impl<'a> Flux<'a> {
                 let pooled = if rows == inputs.sigma.len() { inputs.pooled.clone() } else { pooled };
                 let clean = sinusoid_constant(pooled.value().device(), &vec![0.0; rows])?;
                 let e = self.time_embedding(tape, &clean, &inputs.guidance[..rows], &pooled)?;
-                Some(tape.one(Silu, &[&e])?)
+                Some(silu(&e)?)
             }
         };
         debug_assert_eq!(x.value().width(), c.dim());
@@ -247,13 +245,13 @@ impl<'a> Flux<'a> {
     /// `time(1000σ) + guidance(1000g) + pooled`, each an MLP with SiLU; the first is given as its sinusoid. `[rows, D]`
     fn time_embedding(&self, tape: &Tape<'a>, sigma: &Tensor, guidance: &[f32], pooled: &Var) -> Result<Var> {
         let mlp = |name: &str, x: &Var, sum: Option<&Var>| {
-            let h =
-                self.linear(tape, &format!("time_text_embed.{name}.linear_1"), x, Epilogue::None, &[], None)?;
+            let (first, second) = (format!("{name}.linear_1"), format!("{name}.linear_2"));
+            let [first, second] = [first, second].map(|n| format!("time_text_embed.{n}"));
+            let h = self.linear(tape, &first, &self.cast(tape, x)?, Epilogue::None, &[], None)?;
             let h = tape.one(Silu, &[&h])?;
-            let name = format!("time_text_embed.{name}.linear_2");
             match sum {
-                Some(sum) => self.linear(tape, &name, &h, Epilogue::Add, &[sum], None),
-                None => self.linear(tape, &name, &h, Epilogue::None, &[], None),
+                Some(sum) => self.linear(tape, &second, &h, Epilogue::Add, &[sum], None),
+                None => self.wide(tape, &second, &h, None),
             }
         };
         let mut e = mlp("timestep_embedder", &Var::constant(sigma.clone()), None)?;
@@ -299,10 +297,10 @@ impl<'a> Flux<'a> {
         let at = |name: &str| format!("transformer_blocks.{block}.{name}");
         let on_stream = Some((plan.lora_tokens.clone(), &plan.set));
         let m = self.modulation(tape, plan, &at("norm1.linear"), &s)?;
-        let mt = self.linear(tape, &at("norm1_context.linear"), &s.emb, Epilogue::None, &[], None)?;
+        let mt = self.wide(tape, &at("norm1_context.linear"), &s.emb, None)?;
 
-        let n = ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
-        let nt = ln(tape, &plan.text, &s.txt, std::slice::from_ref(&mt), 0, 1)?;
+        let n = self.ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
+        let nt = self.ln(tape, &plan.text, &s.txt, std::slice::from_ref(&mt), 0, 1)?;
         let lin =
             |name: &str, x: &Var| self.linear(tape, &at(name), x, Epilogue::None, &[], on_stream.clone());
         let lin_t = |name: &str, x: &Var| self.linear(tape, &at(name), x, Epilogue::None, &[], None);
@@ -325,10 +323,10 @@ impl<'a> Flux<'a> {
             self.linear_v(tape, &at("attn.to_out.0"), &o[0], gate(2), &with(&s.x, &m), on_stream.clone())?;
         let txt = self.linear_v(tape, &at("attn.to_add_out"), &o[1], gate_t(2), &with(&s.txt, &mt), None)?;
 
-        let n = ln(tape, &plan.stream, &x, &m, 3, 4)?;
+        let n = self.ln(tape, &plan.stream, &x, &m, 3, 4)?;
         let h = self.linear(tape, &at("ff.net.0.proj"), &n, Epilogue::Gelu, &[], on_stream.clone())?;
         let x = self.linear_v(tape, &at("ff.net.2"), &h, gate(5), &with(&x, &m), on_stream)?;
-        let nt = ln(tape, &plan.text, &txt, &mt, 3, 4)?;
+        let nt = self.ln(tape, &plan.text, &txt, &mt, 3, 4)?;
         let h = self.linear(tape, &at("ff_context.net.0.proj"), &nt, Epilogue::Gelu, &[], None)?;
         let txt = self.linear_v(tape, &at("ff_context.net.2"), &h, gate_t(5), &with(&txt, &mt), None)?;
         Ok((x, txt))
@@ -339,8 +337,8 @@ impl<'a> Flux<'a> {
         let last = block + 1 == self.config.num_single_layers;
         let m = self.modulation(tape, plan, &at("norm.linear"), &s)?;
         let mt = &m[..1];
-        let n = ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
-        let nt = ln(tape, &plan.text, &s.txt, mt, 0, 1)?;
+        let n = self.ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
+        let nt = self.ln(tape, &plan.text, &s.txt, mt, 0, 1)?;
         let lora = |tokens: Range<usize>| Some((tokens, &plan.set));
         let (all, text) = (plan.lora_tokens.clone(), &plan.lora_text);
 
@@ -392,9 +390,9 @@ impl<'a> Flux<'a> {
     fn modulation(&self, tape: &Tape<'a>, plan: &Plan, name: &str, s: &State) -> Result<Vec<Var>> {
         // Where the image is adapted, so is its modulation.
         let image_lora = (plan.lora_tokens.start == 0).then_some((0..1, &plan.set));
-        let mut m = vec![self.linear(tape, name, &s.emb, Epilogue::None, &[], image_lora)?];
+        let mut m = vec![self.wide(tape, name, &s.emb, image_lora)?];
         if let Some(e) = &s.cond_emb {
-            m.push(self.linear(tape, name, e, Epilogue::None, &[], Some((0..1, &plan.row_set)))?);
+            m.push(self.wide(tape, name, e, Some((0..1, &plan.row_set)))?);
         }
         Ok(m)
     }
@@ -402,6 +400,41 @@ impl<'a> Flux<'a> {
     fn norm_rope(&self, tape: &Tape<'a>, name: &str, x: &Var, table: &Arc<RopeTable>) -> Result<Var> {
         let w = self.weights.var(tape, &format!("{name}.weight"))?;
         tape.one(QkNormRope { table: table.clone() }, &[x, &w])
+    }
+
+    /// Are activations but the residual stream bf16?
+    fn narrow(&self) -> bool {
+        self.weights.activations() == DType::Bf16
+    }
+
+    /// What a layer beside the residual stream is given.
+    fn cast(&self, tape: &Tape<'a>, x: &Var) -> Result<Var> {
+        if self.narrow() { tape.one(Cast { to: DType::Bf16 }, &[x]) } else { Ok(x.clone()) }
+    }
+
+    fn ln(
+        &self,
+        tape: &Tape<'a>,
+        source: &ModSource,
+        x: &Var,
+        m: &[Var],
+        shift: usize,
+        scale: usize,
+    ) -> Result<Var> {
+        let inputs: Vec<&Var> = std::iter::once(x).chain(m).collect();
+        let op = LnModulate { source: source.clone(), shift, scale, narrow: self.narrow() };
+        tape.one(op, &inputs)
+    }
+
+    /// A layer whose output is f32: the residual stream's beginning and end, and modulation.
+    fn wide(
+        &self,
+        tape: &Tape<'a>,
+        module: &str,
+        x: &Var,
+        lora: Option<(Range<usize>, &Arc<AdapterSet>)>,
+    ) -> Result<Var> {
+        self.layer(tape, module, x, Linear { wide: true, ..Linear::plain() }, &[], lora)
     }
 
     fn linear(
@@ -417,13 +450,25 @@ impl<'a> Flux<'a> {
         self.linear_v(tape, module, x, epilogue, &extra, lora)
     }
 
-    /// The layer `module` with what its epilogue reads (`extra`), and those of the adapters that act on it.
     fn linear_v(
         &self,
         tape: &Tape<'a>,
         module: &str,
         x: &Var,
         epilogue: Epilogue,
+        extra: &[Var],
+        lora: Option<(Range<usize>, &Arc<AdapterSet>)>,
+    ) -> Result<Var> {
+        self.layer(tape, module, x, Linear { epilogue, ..Linear::plain() }, extra, lora)
+    }
+
+    /// The layer `module` as `form`, with what its epilogue reads (`extra`), and those of the adapters that act on it.
+    fn layer(
+        &self,
+        tape: &Tape<'a>,
+        module: &str,
+        x: &Var,
+        form: Linear,
         extra: &[Var],
         lora: Option<(Range<usize>, &Arc<AdapterSet>)>,
     ) -> Result<Var> {
@@ -446,18 +491,6 @@ impl<'a> Flux<'a> {
             set: set.clone(),
             adapters,
         });
-        tape.one(Linear { bias: true, epilogue, lora, wide: false }, &inputs.iter().collect::<Vec<_>>())
+        tape.one(Linear { lora, ..form }, &inputs.iter().collect::<Vec<_>>())
     }
-}
-
-fn ln<'a>(
-    tape: &Tape<'a>,
-    source: &ModSource,
-    x: &Var,
-    m: &[Var],
-    shift: usize,
-    scale: usize,
-) -> Result<Var> {
-    let inputs: Vec<&Var> = std::iter::once(x).chain(m).collect();
-    tape.one(LnModulate { source: source.clone(), shift, scale, narrow: false }, &inputs)
 }

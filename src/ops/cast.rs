@@ -4,7 +4,7 @@
 //! already, y is x.
 
 use super::{Case, Op, Save, Slot, cuda, expect_inputs, random};
-use crate::Result;
+use crate::{Error, Result};
 use crate::engine::{DType, Device, Tensor};
 
 /// The op; one input, one output of the same shape.
@@ -35,6 +35,12 @@ impl Op for Cast {
             _ => slot.add(dy),
         }
     }
+}
+
+/// `x` in `dtype`, as the op gives it.
+pub fn to(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    let mut out = Cast { to: dtype }.forward(&[x], &mut Save::nothing())?;
+    out.pop().ok_or_else(|| Error::shape("cast", "gave no output"))
 }
 
 /// Small ones for gradcheck, either way; a residual stream of the tiny preset.

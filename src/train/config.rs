@@ -12,7 +12,8 @@ use std::path::Path;
 use toml::{Table, Value};
 
 /// The presets: name and text. What they leave out stays at its default.
-pub const PRESETS: [(&str, &str); 2] = [
+pub const PRESETS: [(&str, &str); 3] = [
+    ("nano", include_str!("../../configs/nano.toml")),
     ("tiny", include_str!("../../configs/tiny.toml")),
     ("paper-512", include_str!("../../configs/paper-512.toml")),
 ];

@@ -41,6 +41,7 @@ fn base(context: &Context, plan: &Plan, params: &ParamSet, made: &mut Artifacts)
     made.load(context.out, &[layout::BASE], &context.flux, &context.device)?;
     let weights = made.base.clone().ok_or_else(|| Error::format(&dir, "was written and is not there"))?;
     let (live, _) = plan.model(context.config, params)?;
+    let weights = weights.computing_in(live.activations())?;
     same(context, (&live, &[], Vec::new()), (&weights, &[], Vec::new()), layout::BASE)?;
     keep(context, made, &[layout::BASE], &[BASE_WEIGHTS, "config.json"])
 }

@@ -5,6 +5,7 @@
 //! `key: type = default => [Section: its default, …], range, only [Section, …];`.
 
 use super::objective::Adversary;
+use crate::engine::DType;
 use crate::data::{DeadLeavesSource, LqResize};
 use crate::error::did_you_mean;
 use crate::flux::schedule::LrSchedule;
@@ -338,12 +339,29 @@ choice! {
         /// The preference adapter, trained with AS-DPO.
         Asdpo = "asdpo",
     }
+    /// The numbers that a forward pass computes in.
+    Precision {
+        /// IEEE single precision, with true f32 products.
+        F32 = "f32",
+        /// bfloat16 with f32 sums and an f32 residual stream; on CUDA devices.
+        Bf16 = "bf16",
+    }
     /// Noise and noise level of the dataset loser.
     LoserNoise {
         /// Its own draw.
         Own = "own",
         /// The winner's.
         Shared = "shared",
+    }
+}
+
+impl Precision {
+    /// Of the activations beside the residual stream.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::Bf16,
+        }
     }
 }
 
@@ -356,6 +374,8 @@ options! {
         from: String = String::new(), Any;
         /// The preset this configuration started from.
         preset: String = "tiny".to_owned(), Any;
+        /// Numbers between the residual stream, which is f32, and parameters, which are: f32, or bf16 on a GPU.
+        precision: Precision = Precision::F32, Any;
         /// Worker threads; 0: one per core.
         threads: usize = 0, 0..=4096;
         /// Stages to run, in order.

@@ -4,7 +4,7 @@ use super::checkpoint::{self, CHECKPOINTS, Checkpoint, prune};
 use super::config::Config;
 use super::log::{Logs, StageSummary, Summary, peak_rss_mb};
 use super::objective::Adversary;
-use super::options::StageName;
+use super::options::{Precision, StageName};
 use super::stages::{Artifacts, Context, Progress, missing};
 use super::validation::Validation;
 use super::{environment, evaluation, tensorboard};
@@ -101,6 +101,11 @@ pub fn run(
         return Err(Error::Usage(format!(
             "data.scale = {}: this codec's models are ×{SCALE}; set it to that",
             config.data.scale
+        )));
+    }
+    if config.run.precision == Precision::Bf16 && device.gpu().is_none() {
+        return Err(Error::Usage(format!(
+            "run.precision = \"bf16\" is for a GPU, the device is {device:?}: say --device cuda, or run.precision=f32"
         )));
     }
     let resumed = match start {

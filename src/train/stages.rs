@@ -82,7 +82,10 @@ impl Plan {
     /// The weights and adapters of the policy, and where its trained parts are views of `params`: drop them before the
     /// optimizer writes. Adapters: those below, the trained one, the adversary.
     pub fn model(&self, config: &Config, params: &ParamSet) -> Result<(Weights, Vec<Adapter>)> {
-        let weights = self.base.clone().unwrap_or_else(|| Weights::trainable(params));
+        let weights = match &self.base {
+            Some(base) => base.clone(),
+            None => Weights::trainable(params).computing_in(config.run.precision.dtype())?,
+        };
         let mut adapters: Vec<Adapter> = self.below.iter().map(|f| Adapter::frozen(f, 1.0)).collect();
         if let Some(name) = self.adapter {
             let o = config.stage(self.stage);
@@ -107,7 +110,10 @@ impl Context<'_> {
     /// What `stage` trains, on top of what `made` holds.
     pub(super) fn plan(&self, stage: StageName, made: &Artifacts) -> Result<Plan> {
         let find = |name: &str| made.adapters.get(name).cloned().ok_or_else(|| missing(stage, name));
-        let base = || made.base.clone().ok_or_else(|| missing(stage, layout::BASE));
+        let base = || {
+            let base = made.base.clone().ok_or_else(|| missing(stage, layout::BASE))?;
+            base.computing_in(self.config.run.precision.dtype())
+        };
         let plan = Plan { stage, adapter: None, base: None, below: Vec::new(), beside: None, sampler: None };
         Ok(match stage {
             StageName::Base => plan,

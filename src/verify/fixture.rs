@@ -147,6 +147,11 @@ impl Fixture {
         }
     }
 
+    /// The largest error that the recorder allows of a tensor; 0 where it says nothing.
+    pub fn tolerance(&self, name: &str) -> f64 {
+        self.tensors[name]["tolerance"]["max_abs"].as_f64().unwrap_or(0.0)
+    }
+
     /// Compares with the recorded tensor, where there is one, at its recorded tolerance (largest and root-mean-square error, both).
     pub fn check(&mut self, name: &str, got: &[f32]) -> Result<()> {
         self.check_f64(name, &got.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())

@@ -9,6 +9,7 @@ constexpr int PIECE = 4096;
 // Layout: contiguous f32, values aligned to themselves; nothing overlaps.
 // Grid: x ⌈each/4096⌉, y samples; blocks of 256.
 // Cost: 16 bytes moved per value, 8 FLOPs; bound by bandwidth.
+// Traffic: samples of a dozen values begin amid a sector; those of latents are whole sectors.
 // Idea: pieces of a fixed size, so that a sample's bits do not depend on its neighbours.
 extern "C" __global__ void __launch_bounds__(256)
     anchor_fwd_f32(const float* __restrict__ v, const float* __restrict__ v_ref, const float* __restrict__ target,

@@ -243,10 +243,11 @@ __device__ __forceinline__ void gap(const float* __restrict__ v, const float* __
 template <int N>
 __device__ __forceinline__ void small_gap(const float* v, const float* v_ref, const float* target, const float* weight,
                                           double* dot, float* partial, int kept, float scale) {
-    constexpr int THREADS = 4 * N, HALF = Quarter<N>::HALF;
+    constexpr int THREADS = 4 * N, HALF = Quarter<N>::HALF, PITCH = Quarter<N>::PITCH;
     __shared__ Complex plane[N * STRIDE<N>], roots[N];
-    __shared__ float quarter[HALF * Quarter<N>::PITCH + 4];
-    for (int i = threadIdx.x; i < HALF * HALF; i += THREADS) quarter[Quarter<N>::place(i / HALF, i % HALF)] = weight[i];
+    __shared__ float quarter[HALF * PITCH + 4];
+    for (int i = threadIdx.x; i < HALF * PITCH; i += THREADS)
+        if (i % PITCH < HALF) quarter[Quarter<N>::place(i / PITCH, i % PITCH)] = weight[i / PITCH * HALF + i % PITCH];
     gap<N, THREADS>(v, v_ref, target, Quarter<N>{quarter}, plane, roots, dot, partial, kept, scale);
 }
 

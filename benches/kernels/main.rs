@@ -19,7 +19,7 @@ mod work;
 
 use asasr_engine::engine::cuda::Driver;
 use asasr_engine::engine::{DType, Device};
-use asasr_engine::{Result, ops};
+use asasr_engine::{Result, losses, ops};
 use criterion::Criterion;
 use serde_json::{Value, json};
 use std::os::unix::process::CommandExt;
@@ -130,7 +130,8 @@ impl Bench<'_> {
     fn ops(&mut self) {
         let device = self.device;
         let mut used = Vec::new();
-        for case in ops::cases(&Device::cpu()).into_iter().filter(|c| c.op.cuda()).map(Rc::new) {
+        let cases = [ops::cases(&Device::cpu()), losses::cases(&Device::cpu())];
+        for case in cases.into_iter().flatten().filter(|c| c.op.cuda()).map(Rc::new) {
             used.push(case.name.clone());
             let again = used.iter().filter(|n| **n == case.name).count();
             let name = if again == 1 { case.name.clone() } else { format!("{}#{again}", case.name) };

@@ -7,6 +7,7 @@
 use crate::direct;
 use asasr_engine::engine::cuda::{Gpu, Need, library};
 use asasr_engine::engine::{DType, Device, Tensor, kernels};
+use asasr_engine::losses;
 use asasr_engine::ops::{self, Case, Save, Slot};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -190,7 +191,8 @@ fn measure(device: &Device) -> Result<BTreeMap<String, Judged>, Any> {
     let mut judged = BTreeMap::new();
     gpu.take_needs();
     library::reset_counters();
-    for case in ops::cases(&Device::cpu()).iter().filter(|c| c.op.cuda() && !c.long()) {
+    let cases = [ops::cases(&Device::cpu()), losses::cases(&Device::cpu())];
+    for case in cases.iter().flatten().filter(|c| c.op.cuda() && !c.long()) {
         for dtype in [DType::F32, DType::Bf16] {
             if dtype == DType::F32 || !case.half.is_empty() {
                 run(case, device, dtype, |pass| {

@@ -4,6 +4,7 @@
 use asasr_engine::Error;
 use asasr_engine::engine::cuda::Gpu;
 use asasr_engine::engine::{DType, Device, Tensor};
+use asasr_engine::losses::riesz::Riesz;
 
 type Any = Box<dyn std::error::Error>;
 type Result<T, E = Error> = std::result::Result<T, E>;
@@ -51,6 +52,9 @@ pub fn run(device: &Device, gpu: &Gpu, mut each: impl FnMut(&str) -> Result<(), 
     }
     adamw(device, gpu)?;
     each(&all)?;
+    let g = ones(device, &[4, 16, 32, 32], DType::F32)?;
+    Riesz::new(1.5).direction(&g, &[1.0; 4])?;
+    each("4x16x32x32")?;
     Ok(())
 }
 

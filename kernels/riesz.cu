@@ -11,7 +11,8 @@ constexpr int PIECE = 4096;
 // Cost: 8 bytes read per value, one f64 product; bound by bandwidth.
 // Idea: products are exact in f64; pieces of a fixed size and one order.
 extern "C" __global__ void __launch_bounds__(256)
-    riesz_dot_f32(const float* __restrict__ g, const float* __restrict__ delta, double* __restrict__ partial, i64 each) {
+    riesz_dot_f32(const float* __restrict__ g, const float* __restrict__ delta, double* __restrict__ partial,
+                  i64 each) {
     __shared__ double scratch[8];
     i64 begin = (i64)blockIdx.x * PIECE, end = begin + PIECE < each ? begin + PIECE : each;
     i64 base = (i64)blockIdx.y * each;

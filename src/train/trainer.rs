@@ -14,7 +14,7 @@ use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// An update that was asked for, and whose numbers are on their way.
@@ -34,10 +34,10 @@ struct Update {
     preference: Option<Coefficients>,
 }
 
-/// A stage under way: its micro-batches, those that are being made, and the update whose numbers are not read yet.
+/// A stage under way: its micro-batches, where they come from, and the updates whose numbers are not read yet.
 struct Underway<'c> {
     micros: Micros<'c>,
-    batches: Receiver<Result<Prepared>>,
+    batches: Box<dyn FnMut() -> Option<Result<Prepared>> + 'c>,
     pending: VecDeque<Pending>,
     /// When this session began, and after how many steps.
     begun: (Instant, usize),
@@ -46,21 +46,21 @@ struct Underway<'c> {
 impl Underway<'_> {
     /// Sends the next micro-batch to the device, if there is one.
     fn send(&mut self) -> Result<()> {
-        self.batches.recv().map_or(Ok(()), |batch| self.micros.send(&batch?))
+        (self.batches)().map_or(Ok(()), |batch| self.micros.send(&batch?))
     }
 }
 
 impl Context<'_> {
-    /// Trains `stage`, from `start` if there is one, exports what it made and adds it to `made`.
+    /// Trains `stage`, from `start` if there is one, exports what it made and adds it to `artifacts`.
     pub fn run(
         &self,
         stage: StageName,
         start: Option<&Checkpoint>,
-        made: &mut Artifacts,
+        artifacts: &mut Artifacts,
         logs: &mut Logs,
     ) -> Result<()> {
         let (o, name) = (self.config.stage(stage), stage.name());
-        let plan = self.plan(stage, made)?;
+        let plan = self.plan(stage, artifacts)?;
         let params = self.parameters(&plan)?;
         let mut state = match start {
             Some(checkpoint) => checkpoint.restore(params, &self.device)?,
@@ -75,10 +75,18 @@ impl Context<'_> {
         }
         let loader = Loader::new(self, &plan);
         std::thread::scope(|scope| {
-            // While one micro-batch is computed the next is on its way to the device and the one after it is made.
-            let (sender, batches) = sync_channel(1);
-            let micros = (state.step * o.accumulation) as u64..(o.steps * o.accumulation) as u64;
-            scope.spawn(move || micros.map(|i| loader.prepare(i)).try_for_each(|batch| sender.send(batch)));
+            let numbers = (state.step * o.accumulation) as u64..(o.steps * o.accumulation) as u64;
+            let mut made = numbers.map(move |index| loader.prepare(index));
+            // While a device computes one micro-batch the next is on its way there and the one after it is made. The CPU
+            // would compute no less meanwhile; and this thread, which waits, is one of the pool's.
+            let ahead = self.device.gpu().is_some() && rayon::current_num_threads() > 1;
+            let batches: Box<dyn FnMut() -> Option<Result<Prepared>>> = if ahead {
+                let (sender, batches) = sync_channel(1);
+                scope.spawn(move || made.try_for_each(|batch| sender.send(batch)));
+                Box::new(move || batches.recv().ok())
+            } else {
+                Box::new(move || made.next())
+            };
             let mut underway = Underway {
                 micros: Micros::new(self, &plan, &loader)?,
                 batches,
@@ -86,10 +94,10 @@ impl Context<'_> {
                 begun: (Instant::now(), state.step),
             };
             underway.send()?;
-            self.steps(&plan, &mut state, &mut underway, made, logs)
+            self.steps(&plan, &mut state, &mut underway, artifacts, logs)
         })?;
-        export::export(self, &plan, &mut state.params, made)?;
-        self.save(&state, made, logs)?;
+        export::export(self, &plan, &mut state.params, artifacts)?;
+        self.save(&state, artifacts, logs)?;
         if let Some(summary) = StageSummary::of_run(self.out)?.into_iter().find(|s| s.name == name) {
             self.progress.done(&summary);
         }

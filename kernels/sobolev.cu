@@ -81,8 +81,8 @@ template <int N> __device__ __forceinline__ int frequency(int p) {
     return f < N - f ? f : N - f;
 }
 
-// The weight's quarter in shared memory, whose rows a warp reads at once: a pitch that keeps them in banks of their own,
-// and row 32, which none keeps from row 0, 4 further.
+// The weight's quarter in shared memory, whose rows a warp reads at once: a pitch that keeps them in banks of their
+// own, and row 32, which none keeps from row 0, 4 further.
 template <int N> struct Quarter {
     static constexpr int HALF = N / 2 + 1, PITCH = N == 16 ? HALF + 1 : HALF;
     const float* values;
@@ -273,15 +273,15 @@ extern "C" __global__ void __launch_bounds__(32)
 }
 
 // sobolev_gap_fwd_128: the same for planes of 128×128
-// Shapes: as sobolev_gap_fwd_64's, but weight [128, 128]: element c·128 + r is that of row position r and column position
-//   c, position k1·8 + k2 being frequency k1 + 16·k2; divided by 128².
+// Shapes: as sobolev_gap_fwd_64's, but weight [128, 128]: element c·128 + r is that of row position r and column
+//   position c, position k1·8 + k2 being frequency k1 + 16·k2; divided by 128².
 // Layout: contiguous f32, values aligned to themselves; partial may be none of the inputs.
 // Grid: one block of 512 per plane.
 // Cost: 16·N² bytes moved per plane (256 KB), 20·N²·log₂ N + 20·N² FLOPs; bound by shared memory.
 // Dynamic shared: 133120 bytes
 // Traffic: the weight, a quarter of a plane's bytes, is read again for every plane, from the L2 cache.
-// Idea: radices 16 and 8, a plane in the shared memory of one multiprocessor; its weight, which no longer fits beside it,
-//   lies in global memory in the order in which warps read it.
+// Idea: radices 16 and 8, a plane in the shared memory of one multiprocessor; its weight, which no longer fits beside
+//   it, lies in global memory in the order in which warps read it.
 extern "C" __global__ void __launch_bounds__(512)
     sobolev_gap_fwd_128_f32(const float* v, const float* v_ref, const float* target, const float* __restrict__ weight,
                             double* dot, float* partial, int kept, float scale) {

@@ -183,7 +183,7 @@ impl<'a> Tape<'a> {
     pub fn apply(&self, op: impl Op + 'a, inputs: &[&Var]) -> Result<Vec<Var>> {
         let values: Vec<&Tensor> = inputs.iter().map(|v| &v.value).collect();
         if !op.cuda() && values.iter().any(|t| t.device().gpu().is_some()) {
-            return Err(Error::shape(op.name(), "has no CUDA kernels yet; use --device cpu"));
+            return Err(Error::shape(op.name(), "has no CUDA kernels: give it tensors on the CPU"));
         }
         let needs: Vec<bool> = inputs.iter().map(|v| v.tracked()).collect();
         if !self.recording || !needs.contains(&true) {

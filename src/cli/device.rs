@@ -3,7 +3,7 @@
 use asasr_engine::engine::Device;
 use asasr_engine::engine::cuda::Driver;
 use asasr_engine::engine::cuda::library::find_driver;
-use asasr_engine::{Error, Result, ops};
+use asasr_engine::{Error, Result};
 
 /// Where to compute.
 #[derive(clap::Args)]
@@ -14,10 +14,10 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// Opens it. `auto` is the first GPU where there is one that everything runs on, else the CPU; never the emulator.
+    /// Opens it. `auto` is the first GPU where there is one, else the CPU; never the emulator.
     pub fn open(&self) -> Result<Device> {
         match self.device.as_str() {
-            "auto" if ops::only_on_cpu().is_empty() && find_driver(Driver::Nvidia).is_ok() => {
+            "auto" if find_driver(Driver::Nvidia).is_ok() => {
                 // Where there is a GPU, the CPU is never taken without a word.
                 Ok(Device::cuda(0).unwrap_or_else(|e| {
                     eprintln!("--device auto computes on the CPU: {e}");
@@ -34,16 +34,5 @@ impl Choice {
                 ))),
             },
         }
-    }
-
-    /// The same, for a command that needs every op there is.
-    pub fn open_for_all(&self) -> Result<Device> {
-        let device = self.open()?;
-        let missing = ops::only_on_cpu();
-        if device.gpu().is_some() && !missing.is_empty() {
-            let detail = format!("no CUDA kernels yet for {}: use --device cpu", missing.join(", "));
-            return Err(Error::Usage(format!("--device {}: {detail}", self.device)));
-        }
-        Ok(device)
     }
 }

@@ -5,7 +5,7 @@ use asasr_engine::engine::cuda::{self, Driver};
 use asasr_engine::engine::jit::Jit;
 use asasr_engine::engine::nvrtc::{self, Nvrtc};
 use asasr_engine::engine::{Device, kernels};
-use asasr_engine::{Error, Result, ops};
+use asasr_engine::{Error, Result};
 use std::fmt::Write;
 use std::process::ExitCode;
 
@@ -41,14 +41,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match &opened {
         Ok(device) => line("device", &describe(device)),
         Err(e) => line("device", &missing(e)),
-    }
-    let cpu_only = ops::only_on_cpu();
-    if !cpu_only.is_empty() {
-        line("", &format!("on the CPU alone as yet: {}", cpu_only.join(", ")));
-        line(
-            "",
-            "so training and upscaling run on the CPU; kernels of the other ops run on --device cuda and emu",
-        );
     }
     print(&text)?;
     Ok(if opened.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -73,7 +73,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         super::print(&config.to_toml())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let device = args.device.open_for_all()?;
+    let device = args.device.open()?;
     threads(config.run.threads)?;
     let stop = ctrl_c()?;
     let start = args.resume.as_ref().map_or(Start::New, |at| Start::Resume {

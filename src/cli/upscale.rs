@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     threads(args.threads)?;
     check_paths(&args.input, &args.output)?;
     let lq = Image::load(&args.input)?;
-    let device = args.device.open_for_all()?;
+    let device = args.device.open()?;
     let adapters: &[&str] = if args.sft_only { &[layout::SFT] } else { &[layout::SFT, layout::ASDPO] };
     let model = Model::open(&args.model, adapters, &device)?;
     let style =

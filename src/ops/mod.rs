@@ -36,7 +36,7 @@ pub trait Op: Send + Sync {
     /// The op's name, as in errors, benchmarks and reports.
     fn name(&self) -> &'static str;
 
-    /// Has it CUDA kernels? An op without them is refused tensors on a CUDA device.
+    /// Has it CUDA kernels? All ops here have; one of a user's without them is refused tensors on a CUDA device.
     fn cuda(&self) -> bool {
         false
     }
@@ -434,16 +434,6 @@ pub fn cases(device: &Device) -> Vec<Case> {
     .into_iter()
     .flatten()
     .collect()
-}
-
-/// The ops that have no CUDA kernels, by name; of those that have them for some forms alone it says so.
-pub fn only_on_cpu() -> Vec<String> {
-    let cases = cases(&Device::cpu());
-    let mut names: Vec<&str> = cases.iter().filter(|c| !c.op.cuda()).map(|c| c.op.name()).collect();
-    names.dedup();
-    let partly = |name: &str| cases.iter().any(|c| c.op.name() == name && c.op.cuda());
-    let word = |name: &str| if partly(name) { format!("{name} (some forms)") } else { name.to_owned() };
-    names.into_iter().map(word).collect()
 }
 
 /// Refuses a wrong number of inputs.

@@ -176,12 +176,14 @@ impl Drawn {
 }
 
 /// What a micro-batch leaves on the device.
+#[derive(Clone)]
 struct Made {
     loss: Tensor,
     preferred: Option<Preferred>,
 }
 
 /// What a preference micro-batch leaves besides.
+#[derive(Clone)]
 struct Preferred {
     rule: Preference,
     gaps: Tensor,
@@ -208,7 +210,7 @@ pub(super) struct Coming {
 enum Kind {
     New,
     Launched,
-    Captured(Graph, Made),
+    Captured(Box<(Graph, Made)>),
 }
 
 /// The micro-batches of a stage.
@@ -253,24 +255,13 @@ impl<'c> Micros<'c> {
     pub fn next(&mut self, params: &mut ParamSet, index: u64, beta: f32) -> Result<Coming> {
         self.feed.deliver(&mut self.inputs.tensors())?;
         let at = usize::from(params.accumulating());
-        let launched;
         let made = match std::mem::replace(&mut self.kinds[at], Kind::Launched) {
-            Kind::Captured(graph, made) => {
-                graph.replay()?;
-                params.accumulated();
-                self.kinds[at] = Kind::Captured(graph, made);
-                self.captured(at)
-            }
             Kind::Launched if self.capture => {
-                let (graph, made) = self.context.device.capture(|| self.forward_backward(params, beta))?;
-                graph.replay()?;
-                self.kinds[at] = Kind::Captured(graph, made);
-                self.captured(at)
+                let captured = self.context.device.capture(|| self.forward_backward(params, beta))?;
+                self.replay(at, Box::new(captured), params)?
             }
-            _ => {
-                launched = self.forward_backward(params, beta)?;
-                &launched
-            }
+            Kind::Captured(captured) => self.replay(at, captured, params)?,
+            _ => self.forward_backward(params, beta)?,
         };
         let mut coming = Coming { rule: None, held: false, fields: Vec::new() };
         let mut wanted = vec![made.loss.clone()];
@@ -287,11 +278,13 @@ impl<'c> Micros<'c> {
         Ok(coming)
     }
 
-    fn captured(&self, at: usize) -> &Made {
-        match &self.kinds[at] {
-            Kind::Captured(_, made) => made,
-            _ => unreachable!("it was put there"),
-        }
+    /// Asks for a captured micro-batch of the kind `at`, and keeps it for the next.
+    fn replay(&mut self, at: usize, captured: Box<(Graph, Made)>, params: &mut ParamSet) -> Result<Made> {
+        captured.0.replay()?;
+        params.accumulated();
+        let made = captured.1.clone();
+        self.kinds[at] = Kind::Captured(captured);
+        Ok(made)
     }
 
     /// A number of the update to be read in turn.

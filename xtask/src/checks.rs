@@ -124,8 +124,12 @@ pub fn test() -> Result<(), String> {
     run(&mut command)
 }
 
+/// The golden vectors, by the CPU and by the emulated kernels.
 pub fn verify() -> Result<(), String> {
-    run(binary()?.arg("verify"))
+    run(binary()?.args(["verify", "--device", "cpu"]))?;
+    let mut emulated = binary()?;
+    emulated.args(["verify", "--device", "emu"]);
+    if kernels::with_nvrtc(&mut emulated)? { run(&mut emulated) } else { Ok(()) }
 }
 
 /// The table op × input; the test fails on a miss.

@@ -40,7 +40,7 @@ pub fn run() -> Result<(), String> {
 
 fn train(out: &Path, threads: usize) -> Result<(), String> {
     let mut command = binary()?;
-    command.args(["train", "--preset", "tiny", "--out"]).arg(out);
+    command.args(["train", "--device", "cpu", "--preset", "tiny", "--out"]).arg(out);
     let mut set = |option: String| {
         command.arg("--set").arg(option);
     };

@@ -7,7 +7,8 @@ usage() {
     cat <<'TEXT'
 usage: ./run.sh [--device cuda|cuda:N|emu] [--quick] STAGE...
 
-  parity        every case of every kernel against the CPU, and the golden vectors that run on the device
+  parity        every case of every kernel against the CPU, and the golden vectors
+  train         a whole training run on the CPU, and on the device in f32 and in bf16, side by side as one page
   differential  instruction families on the GPU and on the emulator, compared bit for bit or within bounds
   bench         every kernel by CUDA events, and PyTorch on the same shapes in between
   sanitize      parity under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
@@ -28,8 +29,8 @@ while [ $# -gt 0 ]; do
         shift
         ;;
     --quick) quick=1 ;;
-    parity | differential | bench | sanitize) stages+=("$1") ;;
-    all) stages=(parity differential bench sanitize) ;;
+    parity | train | differential | bench | sanitize) stages+=("$1") ;;
+    all) stages=(parity train differential bench sanitize) ;;
     -h | --help) usage; exit 0 ;;
     *)
         echo "error: \`$1\` is no stage and no option" >&2
@@ -111,7 +112,20 @@ json() { if [ -s "$1" ]; then cat "$1"; else printf null; fi; }
 
 parity() {
     step kernels bin/parity --nocapture --test-threads=1
-    step golden bin/asasr-engine verify --fixtures tests/golden --only sobolev --device "$on"
+    step golden bin/asasr-engine verify --fixtures tests/golden --device "$on"
+}
+
+train() {
+    local preset=tiny run
+    [ $on = emu ] && preset=nano
+    rm -rf results/train
+    for run in "cpu cpu f32" "f32 $on f32" "bf16 $on bf16"; do
+        set -- $run
+        step "$1" bin/asasr-engine train --preset $preset --device "$2" --set "run.precision=$3" --out "results/train/$1" || return
+    done
+    for run in f32 bf16; do
+        step "report-$run" bin/asasr-engine report results/train/cpu "results/train/$run" --out "results/train/$run.html"
+    done
 }
 
 differential() {

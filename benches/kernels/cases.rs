@@ -4,17 +4,25 @@
 
 use crate::work::normals;
 use asasr_engine::engine::{DType, Device, Tensor};
+use asasr_engine::ops::attention::Attention;
+use asasr_engine::ops::embed::RopeTable;
 use asasr_engine::ops::gelu::Gelu;
-use asasr_engine::ops::linear::{Epilogue, Linear};
+use asasr_engine::ops::linear::{Epilogue, Linear, Lora};
 use asasr_engine::ops::modulate::LnModulate;
+use asasr_engine::ops::qk_norm_rope::QkNormRope;
 use asasr_engine::ops::sobolev::{Metric, SobolevGap};
-use asasr_engine::ops::{Case, ModSource, given};
+use asasr_engine::ops::{AdapterSet, Case, ModSource, TokenLayout, given};
+use std::sync::Arc;
 
 /// Parameters of FLUX.1-dev's adapter of rank 16, rounded.
 pub const PARAMETERS: usize = 57_950_208;
 
 const D: usize = 3072;
 const TOKENS: usize = 2048;
+/// Width of a head.
+const HEAD: usize = 128;
+/// Rank of an adapter.
+const RANK: usize = 16;
 
 fn random(device: &Device, shape: &[usize], at: usize, scale: f32) -> Tensor {
     given(device, shape, &normals(shape.iter().product(), at, scale))
@@ -102,6 +110,71 @@ fn sobolev(planes: usize) -> Large {
     Large { name, dtypes: F32, make: Box::new(make) }
 }
 
+/// A layer with adapters of ranks 16 and 16 on the condition half of the tokens.
+fn adapted(streams: usize) -> Large {
+    let rows = streams * TOKENS;
+    let name = format!("large/linear_lora/{rows}x{D}x{D}");
+    let title = name.clone();
+    let make = move || {
+        let (cpu, fan) = (Device::cpu(), 1.0 / (D as f32).sqrt());
+        let mut inputs = vec![
+            random(&cpu, &[streams, TOKENS, D], 20, 1.0),
+            random(&cpu, &[D, D], 21, fan),
+            random(&cpu, &[D], 22, 0.3),
+        ];
+        for at in [23, 25] {
+            inputs.push(random(&cpu, &[RANK, D], at, fan));
+            inputs.push(random(&cpu, &[D, RANK], at + 1, 0.25));
+        }
+        let set = Arc::new(AdapterSet::uniform(vec![0, 1], streams));
+        let lora = Lora { tokens: TOKENS / 2..TOKENS, set, adapters: vec![(0, 1.0), (1, 1.0)] };
+        let op = Linear { lora: Some(lora), ..Linear::plain() };
+        // The base and the first adapter are frozen, as in the preference stage.
+        Case::new(title.clone(), op, inputs)
+            .constant(&[1, 2, 3, 4])
+            .half(&[0, 1, 2])
+            .parameters(&[5, 6])
+            .cost(2.0 * rows as f64 * (D * D + 2 * RANK * D) as f64, rows * D)
+    };
+    Large { name, dtypes: BF16, make: Box::new(make) }
+}
+
+fn attention(streams: usize) -> Large {
+    let (heads, layout) = (D / HEAD, TokenLayout { txt: 1, img: TOKENS / 2, cond: TOKENS / 2 });
+    let name = format!("large/attention/{streams}x{}x{heads}x{HEAD}", layout.total());
+    let title = name.clone();
+    let make = move || {
+        let cpu = Device::cpu();
+        let side = |tokens: usize, at: usize| random(&cpu, &[streams, tokens, D], at, 1.0);
+        let inputs =
+            vec![side(TOKENS, 60), side(TOKENS, 61), side(TOKENS, 62), side(1, 63), side(1, 64), side(1, 65)];
+        let multiplicity = (0..layout.total()).map(|key| if key == 0 { 512f32.ln() } else { 0.0 }).collect();
+        let op = Attention { heads, layout, log_multiplicity: Some(multiplicity), groups: None };
+        let n = layout.total();
+        Case::new(title.clone(), op, inputs)
+            .half(&[0, 1, 2, 3, 4, 5])
+            .cost(4.0 * (streams * D) as f64 * (n * n) as f64, streams * n * D)
+    };
+    Large { name, dtypes: BF16, make: Box::new(make) }
+}
+
+fn qk_norm_rope(streams: usize) -> Large {
+    let rows = streams * TOKENS;
+    let name = format!("large/qk_norm_rope/{rows}x{D}");
+    let title = name.clone();
+    let make = move || {
+        let cpu = Device::cpu();
+        let ids: Vec<[f32; 3]> = (0..TOKENS).map(|t| [0.0, (t % 1024 / 32) as f32, (t % 32) as f32]).collect();
+        let table = RopeTable::new(&ids, &[16, 56, 56], 1e4).expect("FLUX's axes are even");
+        let inputs = vec![random(&cpu, &[streams, TOKENS, D], 70, 1.0), random(&cpu, &[HEAD], 71, 1.0)];
+        Case::new(title.clone(), QkNormRope { table: Arc::new(table) }, inputs)
+            .constant(&[1])
+            .half(&[0])
+            .cost(8.0 * (rows * D) as f64, rows * D)
+    };
+    Large { name, dtypes: BF16, make: Box::new(make) }
+}
+
 /// All of them.
 pub fn large() -> Vec<Large> {
     let mut all = Vec::new();
@@ -111,6 +184,9 @@ pub fn large() -> Vec<Large> {
         all.push(linear(streams, D, 4 * D, true));
         all.push(layer_norm(streams));
         all.push(gelu(streams));
+        all.push(adapted(streams));
+        all.push(attention(streams));
+        all.push(qk_norm_rope(streams));
     }
     all.push(sobolev(48));
     all.push(sobolev(4096));

@@ -11,11 +11,12 @@ gradients are bf16, the engine's f32; its kernels are otherwise asked for the sa
 """
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
 
-D, TOKENS, PARAMETERS = 3072, 2048, 57_950_208
+D, TOKENS, PARAMETERS, HEAD, RANK = 3072, 2048, 57_950_208, 128, 16
 CUBLAS = "cublas/8192x8192x8192"
 
 
@@ -72,7 +73,8 @@ def cases(torch, device, scale):
         shift, _, scale_ = rows[:, :, None].chunk(3, -1)
         return (y * (1 + scale_) + shift).reshape(n, t, width)
 
-    for streams in (3, 6):
+    def blocks(streams):
+        """What a block's layers do with `streams` streams. Runs are made later: each keeps its own."""
         rows = streams * tokens
         for inp, out, name, function in ((d, 3 * d, "linear", linear), (d, d, "linear", linear),
                                          (d, 4 * d, "linear_gelu", linear_gelu)):
@@ -86,6 +88,47 @@ def cases(torch, device, scale):
                                 2 * rows * d * (4 if dtype == f32 else 2), 1.0)
         yield from variants(f"large/gelu/{rows}x{4 * d}", "bf16", gelu, lambda: [rand(streams, tokens, 4 * d)],
                             14.0 * rows * 4 * d, 4 * rows * 4 * d, 1.0)
+
+        # The same adapters, on the condition half alone: what a careful implementation in PyTorch does.
+        def lora(x, w, b, a1, b1, a2, b2):
+            y, half = F.linear(x, w, b), x.shape[1] // 2
+            cond = x[:, half:]
+            more = F.linear(F.linear(cond, a1), b1) + F.linear(F.linear(cond, a2), b2)
+            return torch.cat([y[:, :half], y[:, half:] + more], 1)
+
+        def adapted():
+            factors = [rand(*s, by=0.1) for s in ((RANK, d), (d, RANK)) * 2]
+            frozen = [rand(d, d, by=d ** -0.5), rand(d), *factors[:2]]
+            return lambda x, a, b: lora(x, *frozen, a, b), lambda: [rand(streams, tokens, d), *factors[2:]]
+        function, make = adapted()
+        yield from variants(f"large/linear_lora/{rows}x{d}x{d}", "bf16", function, make,
+                            2.0 * rows * d * (d + 2 * RANK), 2 * (2 * rows * d + d * d), 2.0)
+
+        # With the text key's multiplicity as a bias, which is the same mathematics; then without, which is faster.
+        heads, n = d // HEAD, tokens + 1
+        bias = torch.zeros(n, n, device=device, dtype=bf16)
+        bias[:, 0] = math.log(512)
+        for title, mask in (("attention", bias), ("attention_unbiased", None)):
+            def attend(q, k, v, mask=mask):
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            make = lambda: [rand(streams, heads, n, HEAD) for _ in range(3)]
+            yield from variants(f"large/{title}/{streams}x{n}x{heads}x{HEAD}", "bf16", attend, make,
+                                4.0 * streams * d * n * n, 8 * streams * n * d, 3.5)
+
+        def qk_norm_rope(x, cos, sin):
+            n, t, width = x.shape
+            y = F.rms_norm(x.view(n, t, -1, HEAD), (HEAD,), eps=1e-6).float()
+            a, b = y.unflatten(-1, (-1, 2)).unbind(-1)
+            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
+            return turned.flatten(-2).to(x.dtype).view(n, t, width)
+        angles = torch.randn(tokens, 1, HEAD // 2, device=device)
+        cos, sin = angles.cos(), angles.sin()
+        yield from variants(f"large/qk_norm_rope/{rows}x{d}", "bf16",
+                            lambda x, cos=cos, sin=sin: qk_norm_rope(x, cos, sin),
+                            lambda: [rand(streams, tokens, d)], 8.0 * rows * d, 4 * rows * d, 1.0)
+
+    for streams in (3, 6):
+        yield from blocks(streams)
 
     k = torch.fft.fftfreq(64, 1 / 64, device=device)
     metric = (1 + k[:, None] ** 2 + k ** 2) ** 1.5

@@ -164,7 +164,8 @@ fn qk_norm_rope(streams: usize) -> Large {
     let title = name.clone();
     let make = move || {
         let cpu = Device::cpu();
-        let ids: Vec<[f32; 3]> = (0..TOKENS).map(|t| [0.0, (t % 1024 / 32) as f32, (t % 32) as f32]).collect();
+        let ids: Vec<[f32; 3]> =
+            (0..TOKENS).map(|t| [0.0, (t % 1024 / 32) as f32, (t % 32) as f32]).collect();
         let table = RopeTable::new(&ids, &[16, 56, 56], 1e4).expect("FLUX's axes are even");
         let inputs = vec![random(&cpu, &[streams, TOKENS, D], 70, 1.0), random(&cpu, &[HEAD], 71, 1.0)];
         Case::new(title.clone(), QkNormRope { table: Arc::new(table) }, inputs)

@@ -114,6 +114,16 @@ impl ParamSet {
     pub(crate) fn accumulated(&mut self) {
         self.accumulating = true;
     }
+    /// An update of so many micro-batches begins. One overwrites the gradients; of several each adds to them, the first to
+    /// zeros, so that all are the same work.
+    pub fn begin(&mut self, micro_batches: usize) -> Result<()> {
+        self.reset_grads();
+        if micro_batches > 1 {
+            self.grad.zero()?;
+            self.accumulating = true;
+        }
+        Ok(())
+    }
     /// The next backward overwrites the gradients.
     pub fn reset_grads(&mut self) {
         self.accumulating = false;

@@ -89,6 +89,17 @@ impl FlatBuffer {
         whole.copy_from(&Tensor::from_slice(&device, &[values.len()], values)?)
     }
 
+    /// Sets all values to 0. No handle on a part may be held.
+    pub fn zero(&mut self) -> Result<()> {
+        match self.whole_on_device() {
+            Some(mut whole) => whole.zero_from(0),
+            None => {
+                self.all_mut().fill(0.0);
+                Ok(())
+            }
+        }
+    }
+
     /// All values as one tensor for a kernel to read and write; `None` on the CPU, which has slices for that.
     ///
     /// # Panics

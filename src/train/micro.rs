@@ -2,9 +2,8 @@
 //! launched one by one or, on a CUDA device, replayed from a captured graph; and the numbers for the log, read when they
 //! have arrived.
 //!
-//! The first micro-batch of a kind (one that writes the gradients, one that adds to them) is launched, the second is
-//! captured, and from then on the host asks for one graph per micro-batch. What changes from one to the next stands in
-//! the device's memory and comes through a [`Feed`].
+//! The first micro-batch is launched, the second is captured, and from then on the host asks for one graph per
+//! micro-batch. What changes from one to the next stands in the device's memory and comes through a [`Feed`].
 
 use super::monitor::Coefficients;
 use super::objective::{
@@ -206,10 +205,13 @@ pub(super) struct Coming {
     fields: Vec<(&'static str, f64)>,
 }
 
-/// How one kind of micro-batch is asked for.
-enum Kind {
+/// How the next micro-batch is asked for.
+enum Form {
+    /// Piece by piece: no other was before.
     New,
+    /// Piece by piece, or recorded: everything it needs is there.
     Launched,
+    /// By a replay.
     Captured(Box<(Graph, Made)>),
 }
 
@@ -220,8 +222,7 @@ pub(super) struct Micros<'c> {
     inputs: Inputs,
     feed: Feed,
     numbers: Readback,
-    /// Those that write the gradients, and those that add to them.
-    kinds: [Kind; 2],
+    form: Form,
     /// May they be captured?
     capture: bool,
 }
@@ -239,7 +240,7 @@ impl<'c> Micros<'c> {
             inputs,
             feed: Feed::new(device, bytes)?,
             numbers: Readback::new(device, 3 * loader.batch),
-            kinds: [Kind::New, Kind::New],
+            form: Form::New,
             // A β that is steered changes from step to step and is part of the launches.
             capture: device.gpu().is_some() && context.config.preference.auto_beta == 0.0,
         })
@@ -254,13 +255,12 @@ impl<'c> Micros<'c> {
     /// `params`. [`Micros::read`] gives its numbers.
     pub fn next(&mut self, params: &mut ParamSet, index: u64, beta: f32) -> Result<Coming> {
         self.feed.deliver(&mut self.inputs.tensors())?;
-        let at = usize::from(params.accumulating());
-        let made = match std::mem::replace(&mut self.kinds[at], Kind::Launched) {
-            Kind::Launched if self.capture => {
+        let made = match std::mem::replace(&mut self.form, Form::Launched) {
+            Form::Launched if self.capture => {
                 let captured = self.context.device.capture(|| self.forward_backward(params, beta))?;
-                self.replay(at, Box::new(captured), params)?
+                self.replay(Box::new(captured), params)?
             }
-            Kind::Captured(captured) => self.replay(at, captured, params)?,
+            Form::Captured(captured) => self.replay(captured, params)?,
             _ => self.forward_backward(params, beta)?,
         };
         let mut coming = Coming { rule: None, held: false, fields: Vec::new() };
@@ -278,12 +278,12 @@ impl<'c> Micros<'c> {
         Ok(coming)
     }
 
-    /// Asks for a captured micro-batch of the kind `at`, and keeps it for the next.
-    fn replay(&mut self, at: usize, captured: Box<(Graph, Made)>, params: &mut ParamSet) -> Result<Made> {
+    /// Asks for the captured micro-batch, and keeps it for the next.
+    fn replay(&mut self, captured: Box<(Graph, Made)>, params: &mut ParamSet) -> Result<Made> {
         captured.0.replay()?;
         params.accumulated();
         let made = captured.1.clone();
-        self.kinds[at] = Kind::Captured(captured);
+        self.form = Form::Captured(captured);
         Ok(made)
     }
 

@@ -147,7 +147,7 @@ impl Context<'_> {
         let o = self.config.stage(plan.stage);
         let (begun, beta) = (Instant::now(), state.beta);
         let params = &mut state.params;
-        params.reset_grads();
+        params.begin(o.accumulation)?;
         let mut micros = Vec::with_capacity(o.accumulation);
         for k in 0..o.accumulation {
             let index = (state.step * o.accumulation + k) as u64;

@@ -106,10 +106,6 @@ impl ParamSet {
         let buffers = (0..self.names.len()).map(|i| self.grad.take(i)).collect();
         Leaves::into_buffers(buffers, self.accumulating)
     }
-    /// Will the next backward add to the gradients?
-    pub fn accumulating(&self) -> bool {
-        self.accumulating
-    }
     /// Notes gradients that came by another way than a tape: a replayed graph's.
     pub(crate) fn accumulated(&mut self) {
         self.accumulating = true;

@@ -208,7 +208,7 @@ pub(super) struct Coming {
 enum Kind {
     New,
     Launched,
-    Captured(Graph, Made),
+    Captured(Graph, Box<Made>),
 }
 
 /// The micro-batches of a stage.
@@ -264,7 +264,7 @@ impl<'c> Micros<'c> {
             Kind::Launched if self.capture => {
                 let (graph, made) = self.context.device.capture(|| self.forward_backward(params, beta))?;
                 graph.replay()?;
-                self.kinds[at] = Kind::Captured(graph, made);
+                self.kinds[at] = Kind::Captured(graph, Box::new(made));
                 self.captured(at)
             }
             _ => {

@@ -4,8 +4,8 @@
 //! already, y is x.
 
 use super::{Case, Op, Save, Slot, cuda, expect_inputs, random};
-use crate::{Error, Result};
 use crate::engine::{DType, Device, Tensor};
+use crate::{Error, Result};
 
 /// The op; one input, one output of the same shape.
 pub struct Cast {

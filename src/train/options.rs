@@ -5,8 +5,8 @@
 //! `key: type = default => [Section: its default, …], range, only [Section, …];`.
 
 use super::objective::Adversary;
-use crate::engine::DType;
 use crate::data::{DeadLeavesSource, LqResize};
+use crate::engine::DType;
 use crate::error::did_you_mean;
 use crate::flux::schedule::LrSchedule;
 use crate::ops::sobolev::{Metric, Spectrum, Weight};

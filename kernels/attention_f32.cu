@@ -75,7 +75,7 @@ __device__ __forceinline__ void write_rows(const Side<float>& to, const float (&
 // Dynamic shared: 53760 bytes at most; 384·(hd | 1) + 4224 are used.
 // Traffic: the other side's rows come once for every tile of this side's, from the L2 cache but for the first time.
 // Idea: the plain form of the same scheme: scores of 32×32 in registers, their exponentials in shared memory.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     attention_fwd_f32(const Side<const float> q, const Side<const float> k, const Side<const float> v,
                       const float* __restrict__ bias2, const Side<float> o, float* __restrict__ lse, const Geometry g) {
     int pitch = g.hd | 1, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, h = blockIdx.y, b = blockIdx.z;
@@ -181,13 +181,13 @@ __device__ __forceinline__ void backward(const Side<const float>& q, const Side<
     if constexpr (KV) write_rows(second_out, acc2, one, text, stream, g, b, h, first, adds & 4, adds & 8);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     attention_bwd_q_f32(const Side<const float> q, const Side<const float> k, const Side<const float> v,
                         const float* bias2, const Side<const float> d_o, const float* lse, const float* delta,
                         const Side<float> dq, const Side<float> unused, const Geometry g, int adds) {
     backward<false>(q, k, v, bias2, d_o, lse, delta, dq, unused, g, adds);
 }
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     attention_bwd_kv_f32(const Side<const float> q, const Side<const float> k, const Side<const float> v,
                          const float* bias2, const Side<const float> d_o, const float* lse, const float* delta,
                          const Side<float> dk, const Side<float> dv, const Geometry g, int adds) {

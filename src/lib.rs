@@ -16,3 +16,7 @@ pub mod train;
 pub mod verify;
 
 pub use error::{Error, Result};
+
+// What the tests here share with those in `tests/` calls the library by its name.
+#[cfg(test)]
+extern crate self as asasr_engine;

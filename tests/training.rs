@@ -1,6 +1,7 @@
 //! A run as a library call: interrupted and resumed, refused, stopped by numbers that are none, warned.
 
 use asasr_engine::engine::Device;
+use asasr_engine::flux::weights::SafeFile;
 use asasr_engine::train::checkpoint::{CHECKPOINTS, Checkpoint};
 use asasr_engine::train::stages::Progress;
 use asasr_engine::train::{Config, StageSummary, Start, Summary, run};
@@ -9,6 +10,10 @@ use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+
+#[allow(dead_code, reason = "shared with tests of the emulator alone")]
+#[path = "common/cuda.rs"]
+mod cuda;
 
 /// All stages of a very small model.
 const SMALL: &str = "model.dim=16 model.heads=2 model.axes=[2,2,4] model.double=1 model.single=1 data.images=5 \
@@ -46,8 +51,18 @@ impl Progress for Watch {
 
 /// Runs until the end, or for `updates`; the outcome and what was said.
 fn train(config: &Config, out: &Path, start: &Start, updates: usize) -> (Result<Summary>, String) {
+    train_on(&Device::cpu(), config, out, start, updates)
+}
+
+fn train_on(
+    device: &Device,
+    config: &Config,
+    out: &Path,
+    start: &Start,
+    updates: usize,
+) -> (Result<Summary>, String) {
     let watch = Watch { left: Cell::new(updates), stop: AtomicBool::new(false), said: RefCell::default() };
-    let outcome = run(config, out, start, &Device::cpu(), &watch, &watch.stop);
+    let outcome = run(config, out, start, device, &watch, &watch.stop);
     (outcome, watch.said.into_inner().join("\n"))
 }
 
@@ -92,13 +107,38 @@ fn interrupted_anywhere_it_ends_the_same() {
         let rows =
             |s: &Summary| s.stages.iter().map(|s| (s.steps, s.first_loss, s.last_loss)).collect::<Vec<_>>();
         assert_eq!(rows(&resumed), rows(&summary));
-        for (wanted, found) in wanted.iter().zip(&files(&out)) {
-            assert_eq!(wanted.0, found.0, "after {updates} updates");
-            assert!(wanted.1 == found.1, "after {updates} updates {} differs", wanted.0.display());
-        }
-        assert_eq!(files(&out).len(), wanted.len());
+        same_files(&wanted, &files(&out), updates);
     }
     assert!(train(&config, &whole, &LATEST, usize::MAX).1.contains("is finished"));
+}
+
+#[track_caller]
+fn same_files(wanted: &[(PathBuf, Vec<u8>)], found: &[(PathBuf, Vec<u8>)], updates: usize) {
+    for (wanted, found) in wanted.iter().zip(found) {
+        assert_eq!(wanted.0, found.0, "after {updates} updates");
+        assert!(wanted.1 == found.1, "after {updates} updates {} differs", wanted.0.display());
+    }
+    assert_eq!(wanted.len(), found.len());
+}
+
+/// On a CUDA device micro-batches are captured and replayed; those that a resumed run launches, before it captures its
+/// own, have the same bits.
+#[test]
+fn interrupted_on_a_device_it_ends_the_same() {
+    let Some(device) = cuda::device() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let few = "base.steps=2 sft.steps=2 adversary.steps=2 asdpo.steps=6 run.precision=bf16 asdpo.auto_beta=0";
+    let (config, whole, out) = (config(few), dir.path().join("whole"), dir.path().join("out"));
+    train_on(&device, &config, &whole, &Start::New, usize::MAX).0.unwrap();
+    // Within the last stage, whose second update is captured.
+    let updates = 9;
+    let e = train_on(&device, &config, &out, &Start::New, updates).0.unwrap_err();
+    assert!(
+        matches!(&e, Error::Interrupted { stage, step, .. } if stage == "asdpo" && (3..6).contains(step)),
+        "{e}"
+    );
+    train_on(&device, &config, &out, &LATEST, usize::MAX).0.unwrap();
+    same_files(&files(&whole), &files(&out), updates);
 }
 
 #[test]
@@ -163,18 +203,41 @@ fn a_resume_is_refused_until_nothing_speaks_against_it() {
 
 #[test]
 fn a_number_that_is_none_stops_the_run_and_is_named() {
+    stops_at_a_number_that_is_none(&Device::cpu());
+}
+
+/// A device is a step ahead of its numbers; what it does meanwhile is neither logged nor saved.
+#[test]
+fn a_number_that_is_none_stops_the_run_on_a_device() {
+    if let Some(device) = cuda::device() {
+        stops_at_a_number_that_is_none(&device);
+    }
+}
+
+fn stops_at_a_number_that_is_none(device: &Device) {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
     let explode = "sft.lr=1 sft.clip=0 sft.beta2=0 sft.weight_decay=10 sft.steps=400 sft.checkpoint_every=2";
-    let (outcome, _) = train(&config(explode), &out, &Start::New, usize::MAX);
+    let (outcome, _) = train_on(device, &config(explode), &out, &Start::New, usize::MAX);
     let e = outcome.unwrap_err();
     let text = e.to_string();
-    assert!(matches!(e, Error::NonFinite { .. }) && e.exit_code() == 1, "{text}");
-    assert!(text.contains("stage sft, step") && text.contains("is not finite"), "{text}");
+    assert!(
+        e.exit_code() == 1 && text.contains("stage sft, step") && text.contains("is not finite"),
+        "{text}"
+    );
     assert!(text.contains("last good checkpoint is") && text.contains("2-sft-"), "{text}");
+    let Error::NonFinite { step, .. } = e else { panic!("{text}") };
+    // All updates before the named one are logged, and none after.
+    let log = fs::read_to_string(out.join("log.jsonl")).unwrap();
+    assert_eq!(log.lines().filter(|l| l.contains("\"stage\":\"sft\"")).count(), step, "{text}");
     let last = Checkpoint::latest(&out, |e| panic!("{e}")).unwrap();
-    let lines = fs::read_to_string(out.join("log.jsonl")).unwrap().lines().count();
-    assert!(last.record.log_lines <= lines && !out.join("summary.json").exists());
+    assert!(last.record.step <= step && last.record.log_lines <= log.lines().count());
+    let saved = SafeFile::open(last.path.join("state.safetensors")).unwrap();
+    for name in saved.names() {
+        let values = saved.tensor(name, &Device::cpu()).unwrap().values().unwrap();
+        assert!(values.iter().all(|v| v.is_finite()), "{name} was saved as what is no number");
+    }
+    assert!(!out.join("base_sft").exists() && !out.join("summary.json").exists());
 }
 
 /// β far too small and steps far too large: the policy ends up preferring losers, and the run says so.

@@ -166,6 +166,14 @@ impl Prepared {
     }
 }
 
+#[cfg(test)]
+impl Prepared {
+    /// Changes the latents: HQ's, which are part 0, and LQ's.
+    pub fn change(&mut self, change: impl Fn(u64, &mut [f32])) {
+        (0..).zip([&mut self.target, &mut self.cond]).for_each(|(part, values)| change(part, values));
+    }
+}
+
 impl Drawn {
     /// In the order of [`Draw::tensors`].
     fn parts(&self) -> [&[u8]; 3] {
@@ -393,6 +401,19 @@ impl<'c> Micros<'c> {
             sigma_winner: winner.levels.clone(),
             sigma_loser: loser.levels.clone(),
         })
+    }
+}
+
+#[cfg(test)]
+impl Micros<'_> {
+    /// From now on every micro-batch is launched.
+    pub fn without_graphs(&mut self) {
+        self.capture = false;
+    }
+
+    /// Are micro-batches replayed by now?
+    pub fn replays(&self) -> bool {
+        matches!(self.form, Form::Captured(_))
     }
 }
 

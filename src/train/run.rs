@@ -25,7 +25,7 @@ const CONFIG: &str = "config.toml";
 const SUMMARY: &str = "summary.json";
 
 /// Structure of the model that `config` trains from nothing.
-fn flux_config(config: &Config, channels: usize) -> Result<FluxConfig> {
+pub(super) fn flux_config(config: &Config, channels: usize) -> Result<FluxConfig> {
     let m = &config.model;
     let flux = FluxConfig {
         patch_size: 1,
@@ -48,7 +48,7 @@ fn flux_config(config: &Config, channels: usize) -> Result<FluxConfig> {
 }
 
 /// The image source and how it is split.
-fn source(config: &Config) -> Result<(Arc<dyn Source>, Split)> {
+pub(super) fn source(config: &Config) -> Result<(Arc<dyn Source>, Split)> {
     let d = &config.data;
     if d.source == "dead-leaves" {
         let source = DeadLeavesSource::new(d.images, d.seed, d.image_size)?;
@@ -61,7 +61,7 @@ fn source(config: &Config) -> Result<(Arc<dyn Source>, Split)> {
     Ok((Arc::new(folder), split))
 }
 
-fn degradation(config: &Config) -> Degradation {
+pub(super) fn degradation(config: &Config) -> Degradation {
     let d = &config.data;
     let quality = |q: usize| u8::try_from(q).unwrap_or(100);
     Degradation {

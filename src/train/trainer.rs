@@ -184,7 +184,7 @@ impl Context<'_> {
             }
             let mut update = Update::of(micros, underway.micros.take()?[0]);
             if !update.loss.is_finite() || !update.norm.is_finite() {
-                return Err(self.not_finite(state, pending.step, update.loss)?);
+                return Err(self.not_finite(state, &pending, &update)?);
             }
             let p = &self.config.preference;
             if let (Some(c), true) = (update.preference, p.auto_beta > 0.0) {
@@ -267,18 +267,19 @@ impl Context<'_> {
     }
 
     /// The error that names what stopped being a number, and the checkpoint that is still good.
-    fn not_finite(&self, state: &TrainState, step: usize, loss: f64) -> Result<Error> {
+    fn not_finite(&self, state: &TrainState, pending: &Pending, update: &Update) -> Result<Error> {
+        // Where a later update was asked for, the gradients are that one's, from the same weights.
         let (tensor, value) = match state.params.non_finite()? {
-            _ if !loss.is_finite() => ("the loss".to_owned(), loss as f32),
+            _ if !update.loss.is_finite() => ("the loss".to_owned(), update.loss as f32),
             Some((name, value)) => (format!("the gradient of {name}"), value),
-            None => ("the norm of the gradient".to_owned(), f32::INFINITY),
+            None => ("the norm of the gradient".to_owned(), update.norm),
         };
         let saved = match checkpoint::newest(self.out) {
             Some(path) => format!("The last good checkpoint is {}", path.display()),
             None => "There is no checkpoint yet".to_owned(),
         };
         let stage = state.stage.name().to_owned();
-        Ok(Error::NonFinite { stage, step, tensor, value, saved })
+        Ok(Error::NonFinite { stage, step: pending.step, tensor, value, saved })
     }
 }
 
@@ -316,3 +317,6 @@ fn decimal(x: f32) -> Value {
 pub(super) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
+
+#[cfg(test)]
+mod tests;

@@ -106,6 +106,27 @@ enum Action<'a> {
     Recompute(Block<'a>, Vec<Var>),
 }
 
+/// What a [`Tape::rewriting`] tape has just made.
+pub enum Seen<'t> {
+    /// An output of an op.
+    Output {
+        /// The op.
+        op: &'static str,
+        /// What it was given.
+        inputs: &'t [&'t Tensor],
+    },
+    /// The gradient of an op's input, with what it was added to.
+    Gradient {
+        /// The op.
+        op: &'static str,
+        /// Which of its inputs.
+        input: usize,
+    },
+}
+
+/// Gives back what it is given or another tensor of the same shape; a gradient, which may lie in an arena, in its place.
+pub type Rewrite<'a> = dyn Fn(&Seen, Tensor) -> Result<Tensor> + 'a;
+
 type Block<'a> = Box<dyn Fn(&Tape<'a>, &[Var]) -> Result<Vec<Var>> + 'a>;
 
 struct Node<'a> {
@@ -131,6 +152,7 @@ struct Node<'a> {
 pub struct Tape<'a> {
     recording: bool,
     lead: usize,
+    rewrite: Option<&'a Rewrite<'a>>,
     nodes: RefCell<Vec<Node<'a>>>,
     leaves: RefCell<Leaves>,
 }
@@ -138,7 +160,13 @@ pub struct Tape<'a> {
 impl<'a> Tape<'a> {
     /// A recording tape whose leaf gradients go to `leaves`.
     pub fn new(leaves: Leaves) -> Self {
-        Self { recording: true, lead: usize::MAX, nodes: RefCell::default(), leaves: RefCell::new(leaves) }
+        Self {
+            recording: true,
+            lead: usize::MAX,
+            rewrite: None,
+            nodes: RefCell::default(),
+            leaves: RefCell::new(leaves),
+        }
     }
 
     /// Only the leading `samples` of a batch carry gradients (the others are the reference policy's, say).
@@ -149,7 +177,20 @@ impl<'a> Tape<'a> {
 
     /// A tape that records nothing.
     pub fn no_grad() -> Self {
-        Self { recording: false, lead: 0, nodes: RefCell::default(), leaves: RefCell::default() }
+        Self {
+            recording: false,
+            lead: 0,
+            rewrite: None,
+            nodes: RefCell::default(),
+            leaves: RefCell::default(),
+        }
+    }
+
+    /// A tape whose values and gradients pass through `f`: an instrument, to measure what another precision would do to
+    /// them. What ops keep inside (a product's partial sums, the activations saved for a slope) it does not see.
+    pub fn rewriting(mut self, f: &'a Rewrite<'a>) -> Self {
+        self.rewrite = Some(f);
+        self
     }
 
     /// A parameter: the whole of `value` gets a gradient, in leaf `id` of the store.
@@ -187,11 +228,13 @@ impl<'a> Tape<'a> {
         }
         let needs: Vec<bool> = inputs.iter().map(|v| v.tracked()).collect();
         if !self.recording || !needs.contains(&true) {
-            return Ok(op.forward(&values, &mut Save::nothing())?.into_iter().map(Var::constant).collect());
+            let outputs = self.rewritten(&op, &values, op.forward(&values, &mut Save::nothing())?)?;
+            return Ok(outputs.into_iter().map(Var::constant).collect());
         }
         let lead = self.batch_lead(inputs);
         let mut save = Save::new(&needs, lead);
         let outputs = op.forward(&values, &mut save)?;
+        let outputs = self.rewritten(&op, &values, outputs)?;
         let saved = save.into_kept();
         Ok(self.record(Action::Op(Box::new(op)), inputs, saved, outputs, lead))
     }
@@ -213,10 +256,19 @@ impl<'a> Tape<'a> {
         if !self.recording {
             return block(self, &constants);
         }
-        let outputs = block(&Tape::no_grad(), &constants)?.into_iter().map(|v| v.value).collect();
+        let outputs = block(&Tape { rewrite: self.rewrite, ..Tape::no_grad() }, &constants)?
+            .into_iter()
+            .map(|v| v.value)
+            .collect();
         let lead = self.batch_lead(inputs);
         let vars = inputs.iter().map(|v| (*v).clone()).collect();
         Ok(self.record(Action::Recompute(Box::new(block), vars), inputs, Vec::new(), outputs, lead))
+    }
+
+    fn rewritten(&self, op: &dyn Op, inputs: &[&Tensor], outputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
+        let Some(f) = self.rewrite else { return Ok(outputs) };
+        let name = op.name();
+        outputs.into_iter().map(|t| f(&Seen::Output { op: name, inputs }, t)).collect()
     }
 
     fn batch_lead(&self, inputs: &[&Var]) -> usize {
@@ -277,10 +329,11 @@ impl<'a> Tape<'a> {
             }
             match node.action {
                 Action::Op(op) => {
-                    backward_op(&*op, &node.inputs, &node.saved, &out, &mut grads, &mut leaves)?
+                    backward_op(&*op, &node.inputs, &node.saved, &out, &mut grads, &mut leaves, self.rewrite)?
                 }
                 Action::Recompute(block, inputs) => {
-                    let inner = Tape::new(std::mem::take(&mut leaves)).leading(self.lead);
+                    let inner = Tape { rewrite: self.rewrite, ..Tape::new(std::mem::take(&mut leaves)) };
+                    let inner = inner.leading(self.lead);
                     let first = inner.leaves.borrow().entries.len();
                     let vars: Vec<Var> = inputs
                         .iter()
@@ -363,6 +416,7 @@ fn backward_op(
     out: &[Option<Tensor>],
     grads: &mut [Vec<Option<Tensor>>],
     leaves: &mut Leaves,
+    rewrite: Option<&Rewrite>,
 ) -> Result<()> {
     let out: Vec<Option<&Tensor>> = out.iter().map(Option::as_ref).collect();
     // An input that appears twice gets a buffer of its own the second time, added afterwards.
@@ -385,6 +439,9 @@ fn backward_op(
     op.backward(saved, &out, &mut slots)?;
     for (i, (v, slot)) in inputs.iter().zip(slots).enumerate() {
         let Some(mut slot) = slot else { continue };
+        if let Some(f) = rewrite {
+            slot.grad = f(&Seen::Gradient { op: op.name(), input: i }, slot.grad)?;
+        }
         if private[i] {
             mutation::scale(op.name(), i, slot.grad.f32_mut());
             deposit(v, slot.grad, grads, leaves)?;
@@ -421,4 +478,45 @@ mod mutation {
         false
     }
     pub(super) const fn scale(_: &str, _: usize, _: &mut [f32]) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::silu::Silu;
+
+    /// Outputs doubled, gradients threefold: op by op, in a block run again, and on a tape that records nothing.
+    #[test]
+    fn a_rewriting_tape_rewrites_each_value_once() {
+        let device = Device::cpu_poisoned();
+        let x = Tensor::from_slice(&device, &[2, 3], &[-2.0, -0.5, 0.0, 0.25, 1.0, 3.0]).unwrap();
+        let run = |rewrite: Option<&Rewrite>, recompute: bool| {
+            let tape = Tape::new(Leaves::default());
+            let tape = Tape { rewrite, ..tape };
+            let input = tape.input(x.clone(), 2);
+            let block = |tape: &Tape, v: &[Var]| Ok(vec![tape.one(Silu, &[&v[0]])?]);
+            let y = match recompute {
+                true => tape.recompute(&[&input], block).unwrap().remove(0),
+                false => block(&tape, std::slice::from_ref(&input)).unwrap().remove(0),
+            };
+            tape.backward(&y, None).unwrap();
+            [y.value().f32().to_vec(), tape.grad(&input).unwrap().f32().to_vec()]
+        };
+        let times = |t: Tensor, k: f32| {
+            let values: Vec<f32> = t.f32().iter().map(|v| k * v).collect();
+            Tensor::from_slice(t.device(), t.shape(), &values)
+        };
+        let rewrite = |seen: &Seen, t: Tensor| match seen {
+            Seen::Output { op: "silu", inputs: [_] } => times(t, 2.0),
+            Seen::Gradient { op: "silu", input: 0 } => times(t, 3.0),
+            _ => Ok(t),
+        };
+        let [y, dy] = run(None, false);
+        let want = [y.iter().map(|v| 2.0 * v).collect::<Vec<_>>(), dy.iter().map(|v| 3.0 * v).collect()];
+        assert_eq!(run(Some(&rewrite), false), want);
+        assert_eq!(run(Some(&rewrite), true), want);
+        let still = Tape::no_grad().rewriting(&rewrite);
+        let y = still.one(Silu, &[&Var::constant(x.clone())]).unwrap();
+        assert_eq!(y.value().f32(), want[0]);
+    }
 }

@@ -17,7 +17,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::channel;
 
 #[allow(dead_code, reason = "shared with the tests of the library from outside")]
 #[path = "../../../tests/common/cuda.rs"]
@@ -71,18 +70,19 @@ impl<'c> Session<'c> {
     ) -> Self {
         let accumulation = context.config.stage(plan.stage).accumulation;
         let loader = Loader::new(context, plan);
-        let (sender, batches) = channel();
-        for i in updates.start * accumulation..updates.end * accumulation {
+        let prepare = |i: usize| {
             let mut prepared = loader.prepare(i as u64).unwrap();
             prepared.change(|part, values| change(2 * i as u64 + part, values));
-            sender.send(Ok(prepared)).unwrap();
-        }
+            Ok(prepared)
+        };
+        let all = (updates.start * accumulation..updates.end * accumulation).map(prepare);
+        let mut batches = all.collect::<Vec<_>>().into_iter();
         let params = context.parameters(plan).unwrap();
         let (monitor, beta) = (Monitor::default(), context.config.preference.beta);
         let state = TrainState { stage: plan.stage, step: updates.start, params, monitor, beta };
         let mut underway = Underway {
             micros: Micros::new(context, plan, &loader).unwrap(),
-            batches,
+            batches: Box::new(move || batches.next()),
             pending: VecDeque::new(),
             begun: (Instant::now(), updates.start),
         };

@@ -250,7 +250,7 @@ impl<'c> Micros<'c> {
             numbers: Readback::new(device, 3 * loader.batch),
             form: Form::New,
             // A β that is steered changes from step to step and is part of the launches.
-            capture: device.gpu().is_some() && context.config.preference.auto_beta == 0.0,
+            capture: device.gpu().is_some() && !context.steers_beta(plan.stage),
         })
     }
 

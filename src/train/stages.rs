@@ -142,6 +142,11 @@ impl Context<'_> {
         })
     }
 
+    /// Does β follow each update of `stage`? Then the next one waits for its numbers, and has launches of its own.
+    pub(super) fn steers_beta(&self, stage: StageName) -> bool {
+        stage == StageName::Asdpo && self.config.preference.auto_beta > 0.0
+    }
+
     /// Fresh parameters of `plan`.
     pub(super) fn parameters(&self, plan: &Plan) -> Result<ParamSet> {
         let (o, seed) = (self.config.stage(plan.stage), self.config.run.seed);

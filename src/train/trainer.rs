@@ -116,7 +116,7 @@ impl Context<'_> {
         let o = self.config.stage(plan.stage);
         // A device is given a step before the numbers of the one before are read; but the first step's are looked at
         // at once, and where β follows them they are waited for.
-        let ahead = self.device.gpu().is_some() && self.config.preference.auto_beta == 0.0;
+        let ahead = self.device.gpu().is_some() && !self.steers_beta(plan.stage);
         while state.step < o.steps {
             self.launch(plan, state, underway)?;
             let keep = usize::from(ahead && state.step > 1);

@@ -395,7 +395,7 @@ fn replays_have_the_bits_of_launches() {
     let holding = "asdpo.anchor=0.5 asdpo.sft_mix=0.5";
     for (stage, sets) in [
         (StageName::Base, "base.accumulation=2"),
-        (StageName::Sft, "sft.ema=0.9 sft.recompute=true"),
+        (StageName::Sft, "sft.ema=0.9 sft.recompute=true asdpo.auto_beta=0.2"),
         (StageName::Adversary, "adversary.clip=0.01"),
         (StageName::Asdpo, "asdpo.accumulation=2"),
         (StageName::Asdpo, &format!("asdpo.adversary=riesz asdpo.recompute=true asdpo.ema=0.9 {holding}")),

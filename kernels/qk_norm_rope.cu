@@ -233,7 +233,7 @@ __device__ __forceinline__ void backward(const T* x, const float* w, const float
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     qk_norm_rope_bwd_f32(const float* x, const float* w, const float* cosine, const float* sine, const float* dy,
                          float* dx, float* partial, const Heads all, int accumulate) {
     __shared__ __align__(16) float sums[8][WIDEST + 32];
@@ -242,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(256)
     else
         backward<2>(x, w, cosine, sine, dy, dx, partial, all, accumulate, sums);
 }
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     qk_norm_rope_bwd_bf16(const bf16* x, const float* w, const float* cosine, const float* sine, const bf16* dy,
                           bf16* dx, float* partial, const Heads all, int accumulate) {
     __shared__ __align__(16) float sums[8][WIDEST + 32];

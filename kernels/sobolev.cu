@@ -279,6 +279,7 @@ extern "C" __global__ void __launch_bounds__(32)
 // Grid: one block of 512 per plane.
 // Cost: 16·N² bytes moved per plane (256 KB), 20·N²·log₂ N + 20·N² FLOPs; bound by shared memory.
 // Dynamic shared: 133120 bytes
+// Devices: whose blocks may have them, as those of sm_80, sm_90 and sm_100; others take such planes to cuFFT.
 // Traffic: the weight, a quarter of a plane's bytes, is read again for every plane, from the L2 cache.
 // Idea: radices 16 and 8, a plane in the shared memory of one multiprocessor; its weight, which no longer fits beside
 //   it, lies in global memory in the order in which warps read it.

@@ -58,7 +58,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     "{:<30} {threads:>7} {:>9} {spills:>6} {:>8} {dynamic:>8} {blocks:>9} {share:>9}",
                     kernel.name, kernel.registers, kernel.static_shared
                 );
-                let faults = kernel.faults(arch, dynamic);
+                let elsewhere =
+                    kernels::heading(source, &kernel.name).is_some_and(|h| h.contains("Devices: "));
+                let faults = match fits {
+                    Some((0, _)) if elsewhere => Vec::new(),
+                    _ => kernel.faults(arch, dynamic),
+                };
                 faulty.extend(faults.iter().map(|f| format!("{} on {arch}: {f}", kernel.name)));
                 let mut row = json!({
                     "arch": arch, "file": file, "dynamic_shared": dynamic, "faults": faults,

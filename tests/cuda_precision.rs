@@ -12,20 +12,9 @@ use asasr_engine::engine::{DType, Device, Philox};
 use asasr_engine::flux::params::adapter_params;
 use asasr_engine::ops::sobolev::Metric;
 use asasr_engine::train::objective::{Adversary, AsDpo};
-use common::{Size, World};
+use common::{NANO, World};
 use policy::{ENGINE, INSIDE, Made, NAIVE, Step, cosine, pairs_on, relative_error, rounded_matrices};
 
-/// The preset nano.
-const NANO: Size = Size {
-    heads: 2,
-    axes: [4, 6, 6],
-    double: 1,
-    single: 2,
-    latents: [24, 8, 8],
-    rank: 4,
-    sharpness: 2.0,
-    pairs: 4,
-};
 /// ‖ΔW‖/‖W‖ of the trained adapter: the first step, and two on the way. A model with random weights heeds its condition,
 /// and adapters on that, by so much less than a trained one that they are larger here.
 const SIZES: [f32; 3] = [0.0, 3e-2, 3e-1];

@@ -50,6 +50,18 @@ pub const SMALL: Size = Size {
     pairs: 2,
 };
 
+/// The model of the nano preset.
+pub const NANO: Size = Size {
+    heads: 2,
+    axes: [4, 6, 6],
+    double: 1,
+    single: 2,
+    latents: [24, 8, 8],
+    rank: 4,
+    sharpness: 2.0,
+    pairs: 4,
+};
+
 /// The model of the tiny preset and its AS-DPO batch.
 pub const TINY: Size = Size {
     heads: 4,

@@ -9,6 +9,7 @@ pub mod codec;
 pub mod dead_leaves;
 pub mod degrade;
 pub(crate) mod fft;
+pub mod folder;
 mod font;
 pub mod image;
 pub mod montage;
@@ -16,15 +17,16 @@ pub mod photo;
 pub mod resize;
 pub mod source;
 
-pub use batch::{Batch, EvalPair, Sampler};
+pub use batch::{Batch, EvalPair, Sample, Sampler};
 pub use codec::HaarCodec;
 pub use dead_leaves::{DeadLeaves, dead_leaves};
 pub use degrade::{Degradation, bad_upscale, gaussian_blur};
+pub use folder::{Folder, Wanted};
 pub use image::Image;
 pub use montage::montage;
 pub use photo::Photo;
 pub use resize::{LqResize, bicubic, nearest, pil_bicubic, torch_bilinear, torch_down, torch_up};
-pub use source::{DeadLeavesSource, Folder, Source, Split};
+pub use source::{DeadLeavesSource, Part, Source, Split};
 
 use crate::engine::random::{Philox, Reader, philox4x32_10};
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::data::{Degradation, Domain, HaarCodec, Image, LqResize, Part, Source, Split, bad_upscale, draws};
+use crate::data::{
+    Degradation, Domain, HaarCodec, Image, LatentCache, LqResize, Part, Source, Split, bad_upscale, draws,
+};
 use crate::engine::random::Reader;
 use crate::{Error, Result};
 
@@ -23,6 +25,15 @@ pub struct Sampler {
     degradation: Degradation,
     codec: HaarCodec,
     lq_resize: LqResize,
+    seed: u64,
+    pool: Option<Pool>,
+    cache: Option<Arc<LatentCache>>,
+}
+
+/// The samples that training keeps to: so many, of this seed.
+#[derive(Clone, Copy)]
+struct Pool {
+    size: usize,
     seed: u64,
 }
 
@@ -91,12 +102,25 @@ impl Sampler {
         }
         check_split(&*source, &split, crop)?;
         let lq_resize = LqResize::TorchBicubic;
-        Ok(Self { source, split, crop, degradation, codec, lq_resize, seed })
+        Ok(Self { source, split, crop, degradation, codec, lq_resize, seed, pool: None, cache: None })
     }
 
     /// Brings the bad picture to the good one's size in another way than [`LqResize::TorchBicubic`].
     pub fn resizing(mut self, lq_resize: LqResize) -> Self {
         self.lq_resize = lq_resize;
+        self
+    }
+
+    /// Every training sample is one of `size` that follow from `seed` and not from the run's: the same for all stages and
+    /// runs, so that their latents can be kept. At 0 there is no end of samples.
+    pub fn pooling(mut self, size: usize, seed: u64) -> Self {
+        self.pool = (size > 0).then_some(Pool { size, seed });
+        self
+    }
+
+    /// Takes latents from `cache`, and puts them there.
+    pub fn caching(mut self, cache: Arc<LatentCache>) -> Self {
+        self.cache = Some(cache);
         self
     }
 
@@ -148,6 +172,9 @@ impl Sampler {
     /// Training sample `sample_index` of `stage`: a crop, flipped and transposed at random, and its partners.
     pub fn sample(&self, stage: u64, sample_index: u64) -> Result<Sample> {
         let mut rng = draws(self.seed, Domain::Train, stage, sample_index);
+        if let Some(Pool { size, seed }) = self.pool {
+            rng = draws(seed, Domain::Pool, rng.below(size) as u64, self.crop as u64);
+        }
         let picture = self.split.train[rng.below(self.split.train.len())];
         let mut crop = self.random_crop(picture, &mut rng)?;
         let coins = rng.word();
@@ -193,8 +220,8 @@ impl Sampler {
 
     /// The same pictures, split and codec under another degradation.
     pub fn with_degradation(&self, degradation: Degradation) -> Result<Self> {
-        let (source, split, codec) = (self.source.clone(), self.split.clone(), self.codec.clone());
-        Ok(Self::new(source, split, self.crop, degradation, codec, self.seed)?.resizing(self.lq_resize))
+        degradation.check()?;
+        Ok(Self { degradation, ..self.clone() })
     }
 
     /// The latents a model is conditioned on for the bad picture `lq`: enlarged, clamped, encoded.
@@ -206,9 +233,13 @@ impl Sampler {
     /// Latents `[24, h/4, w/4]` of a picture.
     pub fn encode(&self, image: &Image) -> Result<Vec<f32>> {
         let block = self.codec.block();
-        let mut z = vec![0.0; self.codec.channels() * (image.height / block) * (image.width / block)];
-        self.codec.encode(image, &mut z)?;
-        Ok(z)
+        let values = self.codec.channels() * (image.height / block) * (image.width / block);
+        let encode = || {
+            let mut z = vec![0.0; values];
+            self.codec.encode(image, &mut z)?;
+            Ok(z)
+        };
+        self.cache.as_ref().map_or_else(encode, |cache| cache.get(image, values, encode))
     }
 
     /// The first `n_crops` evaluation samples: crops cycle over the held-out pictures, without flips. The same for every
@@ -356,6 +387,38 @@ mod tests {
         }
         assert!(pictures[..4].iter().all(|&n| n > 10) && pictures[4..] == [0, 0], "{pictures:?}");
         assert!(orientations.iter().all(|&n| n > 3), "{orientations:?}");
+    }
+
+    #[test]
+    fn a_pool_is_the_same_for_every_stage_and_run() {
+        let own =
+            |s: &Sampler, stage| -> Vec<Sample> { (0..64).map(|i| s.sample(stage, i).unwrap()).collect() };
+        let (a, b) = (sampler(1).pooling(5, 9), sampler(2).pooling(5, 9));
+        let mut kinds: Vec<Sample> = Vec::new();
+        for sample in own(&a, 0).into_iter().chain(own(&b, 3)) {
+            if !kinds.contains(&sample) {
+                kinds.push(sample);
+            }
+        }
+        assert_eq!(kinds.len(), 5);
+        assert!(own(&a, 0) != own(&b, 0) && own(&a, 0) != own(&a, 1));
+        assert!(own(&sampler(1).pooling(5, 8), 0).iter().all(|s| !kinds.contains(s)));
+        assert_eq!(own(&sampler(1).pooling(0, 9), 0), own(&sampler(1), 0));
+    }
+
+    #[test]
+    fn kept_latents_are_latents() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = || Arc::new(LatentCache::open(dir.path(), "haar").unwrap());
+        let (plain, kept) = (sampler(1).pooling(3, 9), sampler(1).pooling(3, 9).caching(cache()));
+        for step in 0..4 {
+            assert_eq!(kept.batch(1, step, 4, true).unwrap(), plain.batch(1, step, 4, true).unwrap());
+        }
+        let files = |d: &std::path::Path| {
+            std::fs::read_dir(d).unwrap().flatten().map(|e| e.path()).collect::<Vec<_>>()
+        };
+        let entries: usize = files(dir.path()).iter().map(|d| files(d).len()).sum();
+        assert_eq!(entries, 9, "three samples: good, bad, worse");
     }
 
     fn contains(image: &Image, crop: &Image) -> bool {

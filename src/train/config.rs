@@ -268,6 +268,14 @@ impl Config {
                     d.held_out, d.images
                 ),
             ),
+            (
+                !d.latent_cache.is_empty() && d.pool == 0,
+                "data.latent_cache without data.pool: there is no end of samples to keep; say how many there are".to_owned(),
+            ),
+            (
+                !d.held_out_names.is_empty() && d.source == "dead-leaves",
+                "data.held_out_names is for a folder of pictures, data.source = \"dead-leaves\"; use data.held_out".to_owned(),
+            ),
             reversed("data.blur_min", d.blur_min, "data.blur_max", d.blur_max),
             reversed("data.jpeg_min", d.jpeg_min, "data.jpeg_max", d.jpeg_max),
             (

@@ -404,6 +404,13 @@ options! {
         image_size: usize = 192, 8..=16384;
         /// Images kept out of training, for the evaluation; of a folder a quarter at most.
         held_out: usize = 24, 1..=1_000_000;
+        /// Names of the pictures to keep out of training, without what follows the last dot, in place of the last ones
+        /// (folders only).
+        held_out_names: Vec<String> = Vec::new(), Any;
+        /// Different training samples (crop, flips, degradation) there are in all; 0: no end of them.
+        pool: usize = 0, 0..=100_000_000;
+        /// Folder to keep the latents of a pool in, for this run and others; empty: they are made each time.
+        latent_cache: String = String::new(), Any;
         /// Memory for decoded pictures, in MiB; more of them than fit are read again (folders only).
         memory: usize = 1024, 1..=1_048_576;
         /// Side of a training crop, in pixels of the high-quality image.

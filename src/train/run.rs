@@ -109,6 +109,9 @@ pub fn run(
         Some(run) => load_codec(run)?,
         None => Sampler::fit_codec(&*source, &split)?,
     };
+    if let Some(said) = data::expect_room(config, &codec)? {
+        progress.say(&said);
+    }
     let flux = flux_config(config, codec.channels())?;
     let imitated =
         imitated.map(|(source, split)| data::sampler(config, source, split, codec.clone())).transpose()?;

@@ -121,8 +121,9 @@ impl Picture {
             let (ph, pw) = (partner.height, partner.width);
             if (scale * ph, scale * pw) != (h, w) {
                 let of = self.gt.display();
-                let times = if scale == 1 { "as large".to_owned() } else { format!("{scale} times smaller") };
-                let detail = format!("{pw}×{ph} pixels; wanted {times} as {of}, which has {w}×{h}");
+                let times =
+                    if scale == 1 { "as large as".to_owned() } else { format!("{scale} times smaller than") };
+                let detail = format!("{pw}×{ph} pixels; wanted {times} {of}, which has {w}×{h}");
                 return Err(Error::format(path, detail));
             }
             bytes += partner.bytes;

@@ -9,22 +9,26 @@ pub mod codec;
 pub mod dead_leaves;
 pub mod degrade;
 pub(crate) mod fft;
+pub mod folder;
 mod font;
 pub mod image;
+pub mod latents;
 pub mod montage;
 pub mod photo;
 pub mod resize;
 pub mod source;
 
-pub use batch::{Batch, EvalPair, Sampler};
+pub use batch::{Batch, EvalPair, Sample, Sampler};
 pub use codec::HaarCodec;
 pub use dead_leaves::{DeadLeaves, dead_leaves};
 pub use degrade::{Degradation, bad_upscale, gaussian_blur};
+pub use folder::{Folder, Wanted};
 pub use image::Image;
+pub use latents::LatentCache;
 pub use montage::montage;
 pub use photo::Photo;
 pub use resize::{LqResize, bicubic, nearest, pil_bicubic, torch_bilinear, torch_down, torch_up};
-pub use source::{DeadLeavesSource, Folder, Source, Split};
+pub use source::{DeadLeavesSource, Part, Source, Split};
 
 use crate::engine::random::{Philox, Reader, philox4x32_10};
 
@@ -38,6 +42,8 @@ pub(crate) enum Domain {
     Leaves = 0x6c65_6166,
     /// Crop, flips and degradation of a training sample.
     Train = 0x7472_6169,
+    /// Crop, flips and degradation of a sample of a pool.
+    Pool = 0x706f_6f6c,
     /// Crop and degradation of an evaluation sample.
     HeldOut = 0x6865_6c64,
 }

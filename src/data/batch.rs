@@ -8,7 +8,8 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::data::{
-    Degradation, Domain, HaarCodec, Image, LatentCache, LqResize, Part, Source, Split, bad_upscale, draws,
+    Codec, Degradation, Domain, HaarCodec, Image, LatentCache, LqResize, Part, Source, Split, bad_upscale,
+    draws,
 };
 use crate::engine::random::Reader;
 use crate::{Error, Result};
@@ -23,7 +24,7 @@ pub struct Sampler {
     split: Split,
     crop: usize,
     degradation: Degradation,
-    codec: HaarCodec,
+    codec: Codec,
     lq_resize: LqResize,
     seed: u64,
     pool: Option<Pool>,
@@ -42,9 +43,9 @@ struct Pool {
 pub struct Batch {
     /// Samples.
     pub batch: usize,
-    /// Latent channels (24).
+    /// Latent channels.
     pub channels: usize,
-    /// Latent height and width (crop / 4).
+    /// Latent height and width.
     pub side: usize,
     /// Latents of the good pictures.
     pub hq: Vec<f32>,
@@ -90,10 +91,11 @@ impl Sampler {
         split: Split,
         crop: usize,
         degradation: Degradation,
-        codec: HaarCodec,
+        codec: impl Into<Codec>,
         seed: u64,
     ) -> Result<Self> {
         degradation.check()?;
+        let codec = codec.into();
         let (block, scale) = (codec.block(), degradation.scale);
         if crop == 0 || !crop.is_multiple_of(block) || !crop.is_multiple_of(scale) {
             return Err(Error::Usage(format!(
@@ -150,7 +152,7 @@ impl Sampler {
     }
 
     /// Pictures to latents.
-    pub fn codec(&self) -> &HaarCodec {
+    pub fn codec(&self) -> &Codec {
         &self.codec
     }
 
@@ -230,15 +232,11 @@ impl Sampler {
         self.encode(&self.lq_resize.apply(lq, lq.height * scale, lq.width * scale))
     }
 
-    /// Latents `[24, h/4, w/4]` of a picture.
+    /// Latents `[channels, h/block, w/block]` of a picture.
     pub fn encode(&self, image: &Image) -> Result<Vec<f32>> {
         let block = self.codec.block();
         let values = self.codec.channels() * (image.height / block) * (image.width / block);
-        let encode = || {
-            let mut z = vec![0.0; values];
-            self.codec.encode(image, &mut z)?;
-            Ok(z)
-        };
+        let encode = || self.codec.encode(image);
         self.cache.as_ref().map_or_else(encode, |cache| cache.get(image, values, encode))
     }
 

@@ -1,7 +1,8 @@
-//! Photographs in, batches out: images and their files, resizing, degradation, the procedural data set, the tiny
-//! preset's latent codec, and the sampler that turns `(seed, stage, sample index)` into a training pair.
+//! Photographs in, batches out: images and their files, resizing, degradation, the procedural data set, latent codecs,
+//! and the sampler that turns `(seed, stage, sample index)` into a training pair.
 //!
-//! Must not know: the model, the tape, optimizers, devices. What leaves this directory is plain `Vec<f32>`.
+//! Must not know: the transformer, the tape, optimizers. What leaves this directory is plain `Vec<f32>`; of devices only a
+//! codec that is a network (`flux`'s) knows, and no further than where it was told to compute.
 //! Every random choice is a pure function of its counters (`draws`), so neither the thread count nor a resumed run
 //! changes a pixel.
 pub mod batch;
@@ -19,7 +20,7 @@ pub mod resize;
 pub mod source;
 
 pub use batch::{Batch, EvalPair, Sample, Sampler};
-pub use codec::HaarCodec;
+pub use codec::{Codec, HaarCodec};
 pub use dead_leaves::{DeadLeaves, dead_leaves};
 pub use degrade::{Degradation, bad_upscale, gaussian_blur};
 pub use folder::{Folder, Wanted};

@@ -3,8 +3,9 @@
 use super::config::Config;
 use super::options::StageName;
 use crate::data::{
-    DeadLeavesSource, Degradation, Folder, HaarCodec, LatentCache, Part, Sampler, Source, Split, Wanted,
+    Codec, DeadLeavesSource, Degradation, Folder, LatentCache, Part, Sampler, Source, Split, Wanted,
 };
+use crate::engine::Device;
 use crate::error::did_you_mean;
 use crate::{Error, Result};
 use std::collections::HashSet;
@@ -67,21 +68,54 @@ pub fn degradation(config: &Config) -> Degradation {
     }
 }
 
+/// The codec that the options ask for; it must be that of the run that is gone on from, if there is one.
+pub fn codec(
+    config: &Config,
+    theirs: Option<(&Path, Codec)>,
+    source: &dyn Source,
+    split: &Split,
+) -> Result<Codec> {
+    let d = &config.data;
+    // Batches are made on the host, beside the device's work.
+    let ours = if d.codec == Codec::HAAR { None } else { Some(Codec::open(&d.codec, &Device::cpu())?) };
+    let codec = match (ours, theirs) {
+        (None, None) => Sampler::fit_codec(source, split)?.into(),
+        (Some(ours), None) => ours,
+        (None, Some((_, theirs @ Codec::Haar(_)))) => theirs,
+        (Some(ours), Some((_, theirs))) if ours.identity()? == theirs.identity()? => ours,
+        (_, Some((run, theirs))) => {
+            let (given, run, theirs) = (&d.codec, run.display(), theirs.option());
+            return Err(Error::Usage(format!(
+                "data.codec = {given:?} is not the codec of {run}: that is {theirs:?}"
+            )));
+        }
+    };
+    // A token is 2×2 latents.
+    let (crop, token) = (d.crop, 2 * codec.block());
+    if !crop.is_multiple_of(token) {
+        let name = codec.name();
+        return Err(Error::Usage(format!(
+            "data.crop = {crop} is not a multiple of {token}, the side of a token of the codec {name}"
+        )));
+    }
+    Ok(codec)
+}
+
 /// The pairs of `source`.
-pub fn sampler(config: &Config, source: Arc<dyn Source>, split: Split, codec: HaarCodec) -> Result<Sampler> {
+pub fn sampler(config: &Config, source: Arc<dyn Source>, split: Split, codec: Codec) -> Result<Sampler> {
     let d = &config.data;
     let sampler = Sampler::new(source, split, d.crop, degradation(config), codec, config.run.seed)?;
     let sampler = sampler.resizing(d.lq_resize).pooling(d.pool, d.seed);
     if d.latent_cache.is_empty() {
         return Ok(sampler);
     }
-    let codec = serde_json::to_string(sampler.codec()).map_err(|e| Error::format("codec", e.to_string()))?;
+    let codec = sampler.codec().identity()?;
     Ok(sampler.caching(Arc::new(LatentCache::open(&d.latent_cache, codec)?)))
 }
 
 /// What the latents of all stages will take of the disk, where they are kept: of each sample the good picture's and the bad
 /// one's, the adversary's target, and the bad one's again where a stage shifts the degradation.
-pub fn expect_room(config: &Config, codec: &HaarCodec) -> Result<Option<String>> {
+pub fn expect_room(config: &Config, codec: &Codec) -> Result<Option<String>> {
     let d = &config.data;
     if d.latent_cache.is_empty() {
         return Ok(None);

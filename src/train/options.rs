@@ -5,7 +5,7 @@
 //! `key: type = default => [Section: its default, …], range, only [Section, …];`.
 
 use super::objective::Adversary;
-use crate::data::{DeadLeavesSource, LqResize};
+use crate::data::{Codec, DeadLeavesSource, LqResize};
 use crate::engine::DType;
 use crate::error::did_you_mean;
 use crate::flux::schedule::LrSchedule;
@@ -413,6 +413,9 @@ options! {
         latent_cache: String = String::new(), Any;
         /// Memory for decoded pictures, in MiB; more of them than fit are read again (folders only).
         memory: usize = 1024, 1..=1_048_576;
+        /// The latent codec: "haar", fitted to the images, or a folder or file with the weights of TAEF1, whose latents are
+        /// FLUX.1's (crop: a multiple of 16).
+        codec: String = Codec::HAAR.to_owned(), Any;
         /// Side of a training crop, in pixels of the high-quality image.
         crop: usize = 64, 8..=8192;
         /// Super-resolution factor.

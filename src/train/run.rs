@@ -8,7 +8,7 @@ use super::options::{Precision, StageName};
 use super::stages::{Artifacts, Context, Progress, missing};
 use super::validation::Validation;
 use super::{data, environment, evaluation, tensorboard};
-use crate::data::{HaarCodec, Part, Sampler};
+use crate::data::{Codec, Part, Sampler};
 use crate::engine::Device;
 use crate::files::{expect_space, remove_leftovers, write_atomic};
 use crate::flux::config::FluxConfig;
@@ -105,10 +105,12 @@ pub fn run(
         let (n, held) = (split.train.len(), split.held_out.len());
         progress.say(&format!("{n} images for the adversary, {held} held out, {kind}"));
     }
-    let codec: HaarCodec = match from {
-        Some(run) => load_codec(run)?,
-        None => Sampler::fit_codec(&*source, &split)?,
+    let theirs = match (&resumed, from) {
+        (Some(_), _) => Some((out, Codec::load(out.join(layout::CODEC), &Device::cpu())?)),
+        (None, Some(run)) => Some((run, load_codec(run, &Device::cpu())?)),
+        (None, None) => None,
     };
+    let codec = data::codec(config, theirs, &*source, &split)?;
     if let Some(said) = data::expect_room(config, &codec)? {
         progress.say(&said);
     }
@@ -135,9 +137,7 @@ pub fn run(
     }
     remove_all_leftovers(out)?;
     write_atomic(out.join(CONFIG), config.to_toml().as_bytes())?;
-    let codec_json =
-        serde_json::to_string_pretty(sampler.codec()).map_err(|e| Error::format(out, e.to_string()))?;
-    write_atomic(out.join(layout::CODEC), codec_json.as_bytes())?;
+    write_atomic(out.join(layout::CODEC), sampler.codec().to_json()?.as_bytes())?;
     environment::note_session(out)?;
     let lines = resumed.as_ref().map_or((0, 0), |c| (c.record.log_lines, c.record.validation_lines));
     let mut logs = Logs::open(out, lines)?;

@@ -3,7 +3,7 @@
 
 use super::objective::{Mode, Text, flow_matching, velocity};
 use crate::autograd::{Tape, Var};
-use crate::data::{EvalPair, HaarCodec, Image, LqResize, Sampler, bad_upscale, montage, nearest, torch_up};
+use crate::data::{Codec, EvalPair, Image, LqResize, Sampler, bad_upscale, montage, nearest, torch_up};
 use crate::engine::{Device, Philox, Tensor};
 use crate::eval::{Metrics, evaluate};
 use crate::flux::config::FluxConfig;
@@ -30,7 +30,7 @@ pub struct Validation {
     lq: Vec<Image>,
     hq: Vec<Image>,
     bad: Vec<Image>,
-    codec: HaarCodec,
+    codec: Codec,
     lq_resize: LqResize,
     hq_latents: Tensor,
     bad_latents: Tensor,

@@ -5,7 +5,7 @@
 
 use super::*;
 use crate::autograd::ParamSet;
-use crate::data::Sampler;
+use crate::data::{Codec, Sampler};
 use crate::engine::{Device, Philox, Tensor};
 use crate::flux::params::Weights;
 use crate::infer::model::layout;
@@ -42,7 +42,7 @@ fn config(sets: &str) -> Config {
 /// What a run that makes its own codec gives its stages.
 fn context<'r>(config: &'r Config, device: &Device, out: &'r Path) -> Context<'r> {
     let (source, split) = data::source(config).unwrap();
-    let codec = Sampler::fit_codec(&*source, &split).unwrap();
+    let codec = Codec::from(Sampler::fit_codec(&*source, &split).unwrap());
     let flux = flux_config(config, codec.channels()).unwrap();
     let sampler = data::sampler(config, source, split, codec).unwrap();
     let validation =

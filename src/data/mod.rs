@@ -13,6 +13,7 @@ mod font;
 pub mod image;
 pub mod montage;
 pub mod photo;
+pub mod pil;
 pub mod resize;
 pub mod source;
 

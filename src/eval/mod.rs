@@ -6,6 +6,7 @@
 pub mod bootstrap;
 pub mod evaluation;
 pub mod luma;
+pub mod pair;
 pub mod psnr;
 pub mod scores;
 pub mod spectrum;
@@ -14,6 +15,7 @@ pub mod ssim;
 pub use bootstrap::{Difference, Verdict, compare};
 pub use evaluation::{Comparison, Evaluation};
 pub use luma::luma;
+pub use pair::{Convention, Pair};
 pub use psnr::psnr;
 pub use scores::Scores;
 pub use spectrum::{RadialSpectra, lsd_db, power_spectrum};

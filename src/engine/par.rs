@@ -34,7 +34,14 @@ impl Columns<'_> {
 /// # Panics
 /// When `buffer` is not a whole number of such matrices.
 pub fn columns(buffer: &mut [f32], rows: usize, bands: usize, width: usize) -> Vec<Columns<'_>> {
-    let stride = bands * width;
+    strips(buffer, rows, bands * width, width)
+}
+
+/// The bands of `width` columns, the last of what is left, of every `[rows, stride]` matrix stacked in `buffer`.
+///
+/// # Panics
+/// When `buffer` is not a whole number of such matrices.
+pub fn strips(buffer: &mut [f32], rows: usize, stride: usize, width: usize) -> Vec<Columns<'_>> {
     let matrix = rows * stride;
     if matrix == 0 {
         return Vec::new();
@@ -46,11 +53,11 @@ pub fn columns(buffer: &mut [f32], rows: usize, bands: usize, width: usize) -> V
     );
     let base = buffer.as_mut_ptr();
     (0..buffer.len() / matrix)
-        .flat_map(|m| (0..bands).map(move |b| (m, b)))
-        .map(|(m, b)| {
-            // SAFETY: m and b stay inside the buffer; distinct (m, b) address distinct elements.
-            let base = unsafe { base.add(m * matrix + b * width) };
-            Columns { base, rows, stride, width, _buffer: PhantomData }
+        .flat_map(|m| (0..stride).step_by(width).map(move |first| (m, first)))
+        .map(|(m, first)| {
+            // SAFETY: m and first stay inside the buffer; distinct bands address distinct elements.
+            let base = unsafe { base.add(m * matrix + first) };
+            Columns { base, rows, stride, width: width.min(stride - first), _buffer: PhantomData }
         })
         .collect()
 }
@@ -69,5 +76,14 @@ mod tests {
         }
         assert_eq!(&x[..8], [1., 1., 11., 11., 2., 2., 12., 12.]);
         assert_eq!(&x[20..], [23., 23., 33., 33.]);
+    }
+
+    #[test]
+    fn the_last_band_is_what_is_left() {
+        let mut x = vec![0f32; 2 * 2 * 5];
+        for (i, mut band) in strips(&mut x, 2, 5, 3).into_iter().enumerate() {
+            (0..band.rows()).for_each(|r| band.row(r).fill(i as f32 + 1.0));
+        }
+        assert_eq!(x, [1., 1., 1., 2., 2., 1., 1., 1., 2., 2., 3., 3., 3., 4., 4., 3., 3., 3., 4., 4.]);
     }
 }

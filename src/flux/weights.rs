@@ -132,6 +132,16 @@ impl SafeFile {
         Tensor::from_slice(device, shape, &values)
     }
 
+    /// [`SafeFile::weight`], refused unless its shape is `want`.
+    pub fn shaped(&self, name: &str, want: &[usize], device: &Device) -> Result<Tensor> {
+        let have = self.shape(name)?;
+        if have != want {
+            let detail = format!("tensor `{name}` has shape {have:?}, wanted {want:?}");
+            return Err(Error::format(&self.path, detail));
+        }
+        self.weight(name, device)
+    }
+
     /// A tensor as it is stored where that is BF16, as f32 otherwise (see [`SafeFile::tensor`]).
     pub fn stored(&self, name: &str, device: &Device) -> Result<Tensor> {
         let info = self.info(name)?;

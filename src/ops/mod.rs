@@ -15,6 +15,7 @@ pub mod blend;
 pub mod cast;
 pub mod colored_noise;
 pub mod concat;
+pub mod conv2d;
 pub(crate) mod cuda;
 pub mod embed;
 pub mod gelu;
@@ -421,6 +422,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
         cast::cases(device),
         colored_noise::cases(device),
         concat::cases(device),
+        conv2d::cases(device),
         gelu::cases(device),
         linear::cases(device),
         modulate::cases(device),

@@ -1,8 +1,8 @@
 //! Colour fixes: a restored picture keeps its detail and takes the colours of the picture it was made from.
 //!
-//! Both want the low-quality picture at the restored one's size. Results may leave [0, 1].
+//! Results may leave [0, 1].
 
-use crate::data::Image;
+use crate::data::{Image, pil_bicubic};
 use rayon::prelude::*;
 
 /// Added to a variance before its root is taken.
@@ -23,16 +23,23 @@ pub enum ColorFix {
 }
 
 impl ColorFix {
-    /// `restored` with the colours of `source`, the low-quality picture at the same size.
-    ///
-    /// # Panics
-    /// Where the two differ in size.
-    pub fn apply(self, restored: Image, source: &Image) -> Image {
-        match self {
-            Self::None => restored,
-            Self::Adain => adain(&restored, source),
-            Self::Wavelet => wavelet(&restored, source),
-        }
+    /// Every kind and its name.
+    pub const NAMES: [(&'static str, Self); 3] =
+        [("none", Self::None), ("adain", Self::Adain), ("wavelet", Self::Wavelet)];
+
+    /// The kind of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(n, _)| *n == name).map(|&(_, kind)| kind)
+    }
+
+    /// `restored` with the colours of `lq`, enlarged to its size as Pillow does (bicubic).
+    pub fn apply(self, restored: Image, lq: &Image) -> Image {
+        let fix = match self {
+            Self::None => return restored,
+            Self::Adain => adain,
+            Self::Wavelet => wavelet,
+        };
+        fix(&restored, &pil_bicubic(lq, restored.height, restored.width).clamped())
     }
 }
 

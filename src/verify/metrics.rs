@@ -40,7 +40,12 @@ pub(super) fn replay(f: &mut Fixture, _: &Device) -> Result<()> {
     for (kind, fix) in [("adain", adain as fn(&Image, &Image) -> Image), ("wavelet", wavelet)] {
         let fixed = fix(&content, &style);
         f.check(&format!("colorfix.{kind}_float"), &fixed.data)?;
-        f.check_picture(&format!("colorfix.{kind}_u8"), &fixed)?;
+        // Recorded as Pillow has it, which cuts off what the engine rounds when it writes a picture.
+        let (plane, mut bytes) = (fixed.height * fixed.width, Vec::new());
+        for i in 0..plane {
+            bytes.extend((0..3).map(|c| (fixed.data[c * plane + i].clamp(0.0, 1.0) * 255.0).floor()));
+        }
+        f.check(&format!("colorfix.{kind}_u8"), &bytes)?;
     }
     Ok(())
 }

@@ -4,9 +4,10 @@ use super::device::Choice;
 use super::threads;
 use asasr_engine::data::Image;
 use asasr_engine::infer::model::layout;
-use asasr_engine::infer::{Model, Tiling, upscale};
+use asasr_engine::infer::{ColorFix, Model, Tiling, upscale};
 use asasr_engine::train::Config;
 use asasr_engine::{Error, Result};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,11 +27,20 @@ pub struct Args {
     /// Euler steps: 4 is closer to the input, 8 richer in texture
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     steps: u32,
+    /// Whose colours the result has: its own (none), or those of the input, by the mean and the spread of each channel
+    /// (adain) or by the low frequencies (wavelet)
+    #[arg(long, value_name = "HOW", default_value = "adain", value_parser = color_fix())]
+    color_fix: ColorFix,
     /// Worker threads; 0: one per core
     #[arg(long, default_value_t = 0)]
     threads: usize,
     #[command(flatten)]
     device: Choice,
+}
+
+fn color_fix() -> impl TypedValueParser<Value = ColorFix> {
+    PossibleValuesParser::new(ColorFix::NAMES.map(|(name, _)| name))
+        .map(|name| ColorFix::named(&name).unwrap_or_default())
 }
 
 /// Refuses, before any work is done, an input that is not there and an output that cannot be or must not be written.
@@ -65,6 +75,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         bar.set_position(done as u64);
     })?;
     bar.finish_and_clear();
+    let hq = args.color_fix.apply(hq, &lq);
     hq.save_png(&args.output)?;
     println!(
         "{} {}×{} → {} {}×{}",

@@ -56,7 +56,7 @@ impl Folder {
             return Err(Error::Usage(format!("{} has gt/ but no lr/: {remedy}", folder.display())));
         }
         let neg_dir = wanted.negatives.or(Some(&*upscaled).filter(|dir| paired && dir.is_dir()));
-        let gt = listing(if paired { &good } else { folder })?;
+        let gt = pictures_of(if paired { &good } else { folder })?;
         let (n, mut faults) = (gt.len(), Vec::new());
         let lr = paired.then(|| partners(&gt, &bad, &mut faults)).transpose()?;
         let neg = neg_dir.map(|dir| partners(&gt, dir, &mut faults)).transpose()?;
@@ -159,8 +159,8 @@ impl Source for Folder {
     }
 }
 
-/// The pictures of a folder by their names.
-fn listing(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The picture files of a folder (not of its subfolders) in the order of their names, at least one.
+pub fn pictures_of(folder: &Path) -> Result<Vec<PathBuf>> {
     if !folder.is_dir() {
         let what = if folder.exists() { "is a file" } else { "does not exist" };
         let wanted = "wanted a folder of .png, .jpg and .webp pictures";
@@ -191,7 +191,7 @@ fn is_photo(path: &Path) -> bool {
 fn partners(gt: &[PathBuf], folder: &Path, faults: &mut Vec<Error>) -> Result<Vec<Option<PathBuf>>> {
     let stem = |path: &Path| path.file_stem().map(ToOwned::to_owned);
     let mut by_stem = BTreeMap::new();
-    for path in listing(folder)? {
+    for path in pictures_of(folder)? {
         if let Some(twin) = by_stem.insert(stem(&path), path.clone()) {
             faults.push(Error::format(&path, format!("{} has the same name; remove one", twin.display())));
         }

@@ -140,7 +140,12 @@ impl Image {
 
 /// One value as a byte: clamp to [0, 1], ×255, round half to even.
 fn to_u8(v: f32) -> u8 {
-    (v * 255.0).round_ties_even().clamp(0.0, 255.0) as u8
+    level(v * 255.0)
+}
+
+/// A value around 0…255 as a byte: rounded half to even, saturated. NaN becomes 0.
+pub(crate) fn level(v: f32) -> u8 {
+    v.round_ties_even().clamp(0.0, 255.0) as u8
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub mod image;
 pub mod latents;
 pub mod montage;
 pub mod photo;
+pub mod pil;
 pub mod resize;
 pub mod source;
 
@@ -23,7 +24,7 @@ pub use batch::{Batch, EvalPair, Sample, Sampler};
 pub use codec::{Codec, HaarCodec};
 pub use dead_leaves::{DeadLeaves, dead_leaves};
 pub use degrade::{Degradation, bad_upscale, gaussian_blur};
-pub use folder::{Folder, Wanted};
+pub use folder::{Folder, Wanted, pictures_of};
 pub use image::Image;
 pub use latents::LatentCache;
 pub use montage::montage;

@@ -18,7 +18,7 @@ struct Taps {
 }
 
 /// Keys' cubic convolution kernel.
-fn keys(x: f64, a: f64) -> f64 {
+pub(crate) fn keys(x: f64, a: f64) -> f64 {
     let x = x.abs();
     if x < 1.0 {
         ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0

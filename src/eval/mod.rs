@@ -1,16 +1,19 @@
 //! Honest numbers: how near a restored picture is to the truth, pixel by pixel (PSNR, SSIM), in its spectrum (LSD,
 //! radial LSD, high-frequency ratio) and to a network's eye (LPIPS, DISTS).
 //!
-//! Must not know: how the picture was made, the models that make it, files but that of its own [`Evaluation`] and those
-//! of the metrics' networks. Everything is computed from [`Image`]s on the CPU, in f64 but for the networks' activations.
+//! Must not know: how the picture was made, the models that make it, files but that of its own [`Evaluation`], those of
+//! the metrics' networks and the pictures of [`Folders`]. Everything is computed from [`Image`]s on the CPU, in f64 but for the networks' activations.
 pub mod bootstrap;
 pub mod dists;
 pub mod evaluation;
 mod features;
+pub mod folders;
 pub mod lpips;
 pub mod luma;
+pub mod pair;
 mod pool;
 pub mod psnr;
+pub mod results;
 pub mod scores;
 pub mod spectrum;
 pub mod ssim;
@@ -19,9 +22,12 @@ pub use bootstrap::{Difference, Verdict, compare};
 pub use dists::Dists;
 pub use evaluation::{Comparison, Evaluation};
 pub use features::Backbone;
+pub use folders::Folders;
 pub use lpips::Lpips;
 pub use luma::luma;
+pub use pair::{Convention, Pair};
 pub use psnr::psnr;
+pub use results::{Networks, Results};
 pub use scores::Scores;
 pub use spectrum::{RadialSpectra, lsd_db, power_spectrum};
 pub use ssim::ssim;

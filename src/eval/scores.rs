@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{BORDER, Metrics, RadialSpectra, lsd_db, luma, power_spectrum, psnr, ssim};
+use super::{BORDER, Convention, Metrics, Pair, RadialSpectra};
 use crate::data::Image;
 use crate::{Error, Result};
 
@@ -34,7 +34,7 @@ impl Scores {
                 format!("{s} restored and {h} true pictures; expected as many, at least 1"),
             ));
         }
-        let least = ssim::WINDOW + 2 * BORDER;
+        let least = Pair::least_side(BORDER);
         for (i, (s, h)) in sr.iter().zip(hq).enumerate() {
             if (s.height, s.width) != (h.height, h.width) || s.height.min(s.width) < least {
                 return Err(Error::shape(
@@ -47,9 +47,13 @@ impl Scores {
             }
         }
         let rings = hq.iter().map(|h| h.height.min(h.width)).min().unwrap_or(0);
-        let pairs: Vec<_> = sr.par_iter().zip(hq).map(|(s, h)| score(s, h, rings)).collect();
+        let scored = sr.par_iter().zip(hq).map(|(s, h)| {
+            let pair = score(s, h);
+            let spectra = pair.spectra(rings);
+            (pair.psnr_y, pair.ssim_y, pair.lsd_db, spectra)
+        });
         let mut scores = Self::default();
-        for (psnr, ssim, lsd, spectra) in pairs {
+        for (psnr, ssim, lsd, spectra) in scored.collect::<Vec<_>>() {
             scores.psnr_y.push(psnr);
             scores.ssim_y.push(ssim);
             scores.lsd_db.push(lsd);
@@ -113,20 +117,8 @@ impl Scores {
     }
 }
 
-fn score(sr: &Image, hq: &Image, rings: usize) -> (f64, f64, f64, RadialSpectra) {
-    let size = (hq.height, hq.width);
+fn score(sr: &Image, hq: &Image) -> Pair {
     let mut rounded = sr.clone();
     rounded.data.iter_mut().for_each(|v| *v = (*v * 255.0).round_ties_even().clamp(0.0, 255.0) / 255.0);
-    let (a, b) = (luma(&rounded), luma(hq));
-    let inner = (size.0 - 2 * BORDER, size.1 - 2 * BORDER);
-    let (ca, cb) = (cropped(&a, size), cropped(&b, size));
-    let (p, q) = (power_spectrum(&a, size), power_spectrum(&b, size));
-    let mut spectra = RadialSpectra::new(rings);
-    spectra.add_pair(&p, &q, size);
-    (psnr(&ca, &cb), ssim(&ca, &cb, inner), lsd_db(&p, &q), spectra)
-}
-
-/// `plane` without [`BORDER`] pixels on each side.
-fn cropped(plane: &[f64], (h, w): (usize, usize)) -> Vec<f64> {
-    (BORDER..h - BORDER).flat_map(|y| &plane[y * w + BORDER..(y + 1) * w - BORDER]).copied().collect()
+    Pair::of(&rounded, hq, BORDER, Convention::Pyiqa)
 }

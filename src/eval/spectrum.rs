@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::fft::{fft2, fftfreq};
 
-/// Added to every power before a ratio is taken (planes have peak 1; the transform is orthonormal).
-const EPSILON: f64 = 1e-8;
+/// Added to powers before a ratio is taken.
+pub(crate) const EPSILON: f64 = 1e-8;
 /// Radial frequency above which power counts as high, cycles per pixel.
 const HIGH: f64 = 0.125;
 
@@ -19,18 +19,20 @@ pub fn power_spectrum(plane: &[f64], (h, w): (usize, usize)) -> Vec<f64> {
     z.iter().map(|v| norm * v.norm_sqr()).collect()
 }
 
-/// Two-dimensional log-spectral distance: RMS over all frequencies of the two power spectra's ratio in dB (with 1e-8
-/// added to both).
+/// Two-dimensional log-spectral distance of two planes with these [`power_spectrum`]s: RMS over all frequencies of the
+/// powers' ratio in dB. To both is added what is 1e-8 to `|FFT|²` of the planes times 255.
 ///
 /// # Panics
 /// Where the spectra differ in size.
 pub fn lsd_db(p: &[f64], q: &[f64]) -> f64 {
-    assert_eq!(p.len(), q.len(), "lsd: spectra of different size");
-    (p.iter().zip(q).map(|(p, q)| decibels(*p, *q).powi(2)).sum::<f64>() / p.len() as f64).sqrt()
+    rms_db(p, q, EPSILON / (255.0 * 255.0 * p.len() as f64))
 }
 
-fn decibels(p: f64, q: f64) -> f64 {
-    10.0 * ((p + EPSILON) / (q + EPSILON)).log10()
+/// RMS of two lists' ratio in dB, with `epsilon` added to both.
+pub(crate) fn rms_db(p: &[f64], q: &[f64], epsilon: f64) -> f64 {
+    assert_eq!(p.len(), q.len(), "spectra of different size");
+    let decibels = |(p, q): (&f64, &f64)| 10.0 * ((p + epsilon) / (q + epsilon)).log10();
+    (p.iter().zip(q).map(|pair| decibels(pair).powi(2)).sum::<f64>() / p.len() as f64).sqrt()
 }
 
 /// Power by radial frequency, of restored and of true pictures, summed over a set.
@@ -91,7 +93,7 @@ impl RadialSpectra {
 
     /// RMS over rings 1…n/2 of the two set-mean powers' ratio in dB.
     pub fn rlsd_db(&self) -> f64 {
-        lsd_db(&self.restored[1..], &self.truth[1..])
+        rms_db(&self.restored[1..], &self.truth[1..], EPSILON)
     }
 
     /// Restored power above 0.125 cycles per pixel over the true one.

@@ -1,5 +1,7 @@
 //! Structural similarity (Wang et al., 2004).
 
+use super::Convention;
+
 /// Side of the Gaussian window.
 pub const WINDOW: usize = 11;
 const SIGMA: f64 = 1.5;
@@ -7,11 +9,12 @@ const C1: f64 = 0.01 * 0.01;
 const C2: f64 = 0.03 * 0.03;
 
 /// Mean SSIM of two `[h, w]` planes with peak 1: Gaussian window 11×11 with σ 1.5, only where it lies inside the plane,
-/// population moments.
+/// population moments. pyiqa takes a contrast and structure term below 0 for 0 (and its planes are
+/// [`rounded_luma`](super::luma::rounded_luma)s); basicsr does not.
 ///
 /// # Panics
 /// Where a plane is not `h·w` values, or a side is below [`WINDOW`].
-pub fn ssim(a: &[f64], b: &[f64], size: (usize, usize)) -> f64 {
+pub fn ssim(a: &[f64], b: &[f64], size: (usize, usize), convention: Convention) -> f64 {
     assert!(a.len() == size.0 * size.1 && b.len() == a.len(), "ssim: planes of a size other than named");
     assert!(size.0.min(size.1) >= WINDOW, "ssim: a plane smaller than the window");
     let product = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).collect::<Vec<_>>();
@@ -21,7 +24,9 @@ pub fn ssim(a: &[f64], b: &[f64], size: (usize, usize)) -> f64 {
     for i in 0..ma.len() {
         let (va, vb, cov) = (aa[i] - ma[i] * ma[i], bb[i] - mb[i] * mb[i], ab[i] - ma[i] * mb[i]);
         let light = (2.0 * ma[i] * mb[i] + C1) / (ma[i] * ma[i] + mb[i] * mb[i] + C1);
-        sum += light * (2.0 * cov + C2) / (va + vb + C2);
+        let texture = (2.0 * cov + C2) / (va + vb + C2);
+        let clamped = convention == Convention::Pyiqa && texture < 0.0;
+        sum += if clamped { 0.0 } else { light * texture };
     }
     sum / ma.len() as f64
 }

@@ -2,8 +2,10 @@
 //!
 //! Shares the model, the codec and the way LQ is brought to HQ size with training. Knows nothing of stages or optimizers.
 
+pub mod color;
 pub mod model;
 pub mod upscale;
 
+pub use color::ColorFix;
 pub use model::Model;
 pub use upscale::{Tiling, upscale};

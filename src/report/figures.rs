@@ -16,7 +16,7 @@ const SET: [&str; 2] = ["lr", "beta"];
 /// Validation pictures shown of each stage; of more, as many are taken at equal distances.
 const PICTURES: usize = 12;
 /// The style of what all is compared with: ink, not a colour.
-const INK: usize = STYLES - 1;
+pub const INK: usize = STYLES - 1;
 
 /// A chart over the steps of a stage: its title, the fields it shows with their names, its scale and level.
 struct Plot {
@@ -146,7 +146,7 @@ pub fn spectra(runs: &[(String, Run)]) -> Option<String> {
 }
 
 /// Rings 1… as frequency and mean power.
-fn frequencies(spectra: &RadialSpectra, rings: &[f64], crops: usize) -> Curve {
+pub fn frequencies(spectra: &RadialSpectra, rings: &[f64], crops: usize) -> Curve {
     let point = |(k, power): (usize, &f64)| (k as f64 / spectra.side() as f64, power / crops as f64);
     rings.iter().enumerate().skip(1).map(point).collect()
 }

@@ -1,5 +1,23 @@
 //! Text into HTML: everything a run directory holds is untrusted and passes through [`esc`].
 
+/// The style of every page.
+pub const STYLE: &str = include_str!("page.css");
+/// Shows a chart's values under the pointer.
+pub const CHARTS: &str = include_str!("charts.js");
+
+/// A whole page that asks nothing of any network: its title (HTML already), what is in it, its styles and scripts.
+pub fn document(title: &str, body: &str, styles: &[&str], scripts: &[&str]) -> String {
+    let (styles, scripts) = (styles.concat(), scripts.iter().map(|s| format!("<script>\n{s}</script>\n")));
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
+         script-src 'unsafe-inline'\">\n<title>{title}</title>\n<style>\n{styles}</style>\n</head>\n<body>\n{body}{}</body>\n</html>\n",
+        scripts.collect::<String>()
+    )
+}
+
 /// `text` so that it is text in HTML, in an element or a quoted attribute.
 pub fn esc(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

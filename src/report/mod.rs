@@ -1,9 +1,11 @@
 //! A run as one page to look at: `report.html`, readable on a phone, without a network, kept with the run.
 //!
-//! Responsible for reading a run directory, also a partial one, and for showing what is in it. Must not compute anything
-//! of training or restoring: what is not in the run's files is not in its report.
+//! Responsible for reading a run directory, also a partial one, and for showing what is in it; and for the page of what
+//! methods score on folders of pictures ([`eval`]). Must not compute anything of training or restoring: what is not in
+//! the run's files is not in its report.
 
 mod chart;
+pub mod eval;
 mod figures;
 mod gather;
 mod html;

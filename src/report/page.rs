@@ -1,23 +1,14 @@
 //! The page: its sections in order, one file with nothing outside it.
 
 use super::gather::Run;
-use super::html::{esc, section};
+use super::html::{CHARTS, STYLE, document, esc, section};
 use super::{figures, tables};
 use crate::Result;
-
-const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = include_str!("page.js");
 
 /// The whole page of one run, or of two side by side, each with the label that tells it from the other.
 pub fn page(runs: &[(String, Run)]) -> Result<String> {
     let name = runs.iter().map(|(_, run)| esc(&run.name)).collect::<Vec<_>>().join(" and ");
-    let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
-         script-src 'unsafe-inline'\">\n<title>{name}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n"
-    );
+    let mut out = format!("<h1>{name}</h1>\n");
     for (label, run) in runs {
         let class = if run.summary.is_some() { "verdict" } else { "verdict unfinished" };
         let who = if label.is_empty() { String::new() } else { format!("<b>{}</b>: ", esc(label)) };
@@ -45,8 +36,7 @@ pub fn page(runs: &[(String, Run)]) -> Result<String> {
     }
     out += &section("Options", &options(runs));
     out += &section("Environment", &tables::environment(runs).unwrap_or_else(|| absent("environment.json")));
-    out += &format!("<script>\n{SCRIPT}</script>\n</body>\n</html>\n");
-    Ok(out)
+    Ok(document(&name, &out, &[STYLE], &[CHARTS, include_str!("dialog.js")]))
 }
 
 /// What the runs differ in, and each one's options in full, folded away.

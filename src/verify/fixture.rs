@@ -1,5 +1,6 @@
 //! One fixture: its tensors, its configuration, and the tally of comparisons.
 
+use crate::data::Image;
 use crate::engine::{Device, Tensor};
 use crate::flux::lora::AdapterFile;
 use crate::flux::weights::SafeFile;
@@ -87,6 +88,21 @@ impl Fixture {
         Ok(self.file.f64s(name)?.into_iter().map(|v| v as f32).collect())
     }
 
+    /// Height and width of a picture `[h, w, 3]`.
+    pub fn size(&self, name: &str) -> Result<(usize, usize)> {
+        match *self.file.shape(name)? {
+            [h, w, 3] if h * w > 0 => Ok((h, w)),
+            ref other => Err(self.error(format!("{name} has shape {other:?}, wanted a picture [h, w, 3]"))),
+        }
+    }
+
+    /// A picture of bytes, `[h, w, 3]`.
+    pub fn picture(&self, name: &str) -> Result<Image> {
+        let (h, w) = self.size(name)?;
+        let bytes: Vec<u8> = self.file.f64s(name)?.into_iter().map(|v| v as u8).collect();
+        Image::from_rgb8(h, w, &bytes)
+    }
+
     /// Position ids `[n, 3]`.
     pub fn ids(&self, name: &str) -> Result<std::sync::Arc<[[f32; 3]]>> {
         Ok(self.f32s(name)?.as_chunks::<3>().0.into())
@@ -157,6 +173,11 @@ impl Fixture {
         self.check_f64(name, &got.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())
     }
 
+    /// [`Fixture::check`] of a picture as the bytes that a file would hold.
+    pub fn check_picture(&mut self, name: &str, got: &Image) -> Result<()> {
+        self.check(name, &got.to_rgb8().into_iter().map(f32::from).collect::<Vec<_>>())
+    }
+
     /// [`Fixture::check`] at the tolerance recorded for another tensor.
     pub fn check_as(&mut self, name: &str, tolerance_of: &str, got: &[f32]) -> Result<()> {
         self.compare(name, tolerance_of, &got.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())
@@ -189,7 +210,8 @@ impl Fixture {
         let mut ratio: Option<f64> = None;
         let mut bound = |r: f64| ratio = Some(ratio.map_or(r, |a| a.max(r)));
         if let Some(tol) = t["max_abs"].as_f64() {
-            bound(largest / tol);
+            // a tolerance of 0: the very same
+            bound(if largest == 0.0 { 0.0 } else { largest / tol });
         }
         if let (Some(tol), true) = (t["rel_l2"].as_f64(), size > 0.0) {
             bound(miss / size / tol);

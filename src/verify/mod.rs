@@ -6,6 +6,8 @@
 
 mod fixture;
 mod flux;
+mod image_io;
+mod metrics;
 mod sampler;
 mod scheduler;
 mod sobolev;
@@ -20,7 +22,7 @@ use std::path::Path;
 type Replay = fn(&mut Fixture, &Device) -> Result<()>;
 
 /// What can be replayed: stem and how.
-const REPLAYS: [(&str, Replay); 7] = [
+const REPLAYS: [(&str, Replay); 9] = [
     ("flux_tiny", flux::plain),
     ("flux_cond", flux::conditioned),
     ("sobolev", sobolev::replay),
@@ -28,6 +30,8 @@ const REPLAYS: [(&str, Replay); 7] = [
     ("adversary_step", steps::adversary),
     ("scheduler", scheduler::replay),
     ("sampler", sampler::replay),
+    ("metrics", metrics::replay),
+    ("image_io", image_io::replay),
 ];
 
 /// The verdict on one fixture.

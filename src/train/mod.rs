@@ -5,7 +5,7 @@
 
 pub mod checkpoint;
 pub mod config;
-mod data;
+pub mod data;
 pub mod environment;
 mod evaluation;
 mod export;

@@ -1,6 +1,8 @@
 //! TAEF1 against PyTorch in f64, on 128×128 crops of the Kodak pictures. Weights and pictures are not kept in the repository:
 //! they are looked for in `../shared/data`; where they are absent the tests are skipped, and say so.
 
+mod common;
+
 use asasr_engine::data::{Codec, Image};
 use asasr_engine::engine::{Device, Tensor};
 use asasr_engine::flux::weights::write_safetensors;
@@ -102,6 +104,24 @@ fn latents_and_round_trips_are_pytorchs() {
         println!("channel {c:2}: mean {mean:6.3}, deviation {deviation:.3}");
         // Scaled for the transformer: about as large as the noise.
         assert!(mean.abs() < 1.0 && (0.3..2.0).contains(&deviation), "channel {c}: {mean}, {deviation}");
+    }
+}
+
+/// The kernels' latents and pictures are the CPU's, but for the rounding of sums in another order.
+#[test]
+fn a_device_makes_the_same() {
+    let (Some(weights), Some(photos)) = (shared("weights/taef1"), shared("photos/kodak")) else { return };
+    let Some(device) = common::cuda::device() else { return };
+    let [cpu, cuda] = [Device::cpu(), device].map(|d| Codec::open(&weights, &d).unwrap());
+    let image = crop(&photos, "08").crop(0, 0, 16, 24).unwrap();
+    let [want, got] = [&cpu, &cuda].map(|c| c.encode(&image).unwrap());
+    let [back, there] = [&cpu, &cuda].map(|c| c.decode(&want, 2, 3).unwrap().data);
+    for (what, want, got) in [("latents", &want, &got), ("picture", &back, &there)] {
+        assert_eq!(want.len(), got.len());
+        let worst = want.iter().zip(got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("{what}: {worst:.1e}");
+        // As far as either may be from PyTorch in f64.
+        assert!(worst < 4e-5, "{what}: {worst}");
     }
 }
 

@@ -5,12 +5,12 @@
 using Tile = Shape<64, 128, 2, 4>;
 
 // conv2d_fwd: y[b, o, position] = f(Σ_k w[o, k]·x̂[b, position's window, k] + bias[o] + resid[b, o, position])
-// Shapes: w [out, window, window, channels], x [batch, h, w, channels], bias [out] of either dtype or null, resid or null
-//   and y [batch, out, h', w']; any of them ≥ 0, channels a multiple of 8.
+// Shapes: w [out, window, window, channels], x [batch, h, w, channels], bias [out] of either dtype or null, resid or
+//   null and y [batch, out, h', w']; any of them ≥ 0, channels a multiple of 8.
 // Layout: contiguous; w and x aligned to 16 bytes, the rest to itself. resid may be y, nothing else overlaps.
 // Grid: x ⌈out/64⌉·⌈h'·w'/128⌉, y batch; blocks of 256.
-// Cost: 2·batch·out·h'·w'·depth FLOPs, depth being window·window·channels; 2 bytes of w, x, resid and y; bound by the
-//   tensor cores from 64 channels on.
+// Cost: 2·batch·out·h'·w'·depth FLOPs, depth being window·window·channels; 2 bytes of w, x, resid and y; bound by
+//   the tensor cores from 64 channels on.
 // Dynamic shared: 49152 bytes
 // Traffic: a value of x is read by every window it is in and by every 64 channels of y, from the L2 cache but for the
 //   first time.

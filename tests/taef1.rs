@@ -1,5 +1,5 @@
-//! TAEF1 against PyTorch in f64, on 128×128 crops of the Kodak pictures. Weights and pictures are not kept in the repository:
-//! they are looked for in `../shared/data`; where they are absent the tests are skipped, and say so.
+//! TAEF1 against PyTorch in f64, on 128×128 crops of the Kodak pictures. Weights and pictures are not kept in the
+//! repository: they are looked for in `../shared/data`; where they are absent the tests are skipped, and say so.
 
 mod common;
 
@@ -144,7 +144,7 @@ fn diffusers_layout_is_read_and_codec_json_leads_back() {
     let (one, two) = (Codec::open(&both, &cpu).unwrap(), Codec::open(&weights, &cpu).unwrap());
     let image = crop(&photos, "05").crop(0, 0, 32, 48).unwrap();
     assert_eq!(one.encode(&image).unwrap(), two.encode(&image).unwrap());
-    assert_eq!(Taef1::files(dir.path()).unwrap(), [both.clone()]);
+    assert_eq!(Taef1::files(dir.path()).unwrap(), std::slice::from_ref(&both));
 
     let json = dir.path().join("codec.json");
     std::fs::write(&json, one.to_json().unwrap()).unwrap();

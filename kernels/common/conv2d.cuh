@@ -3,8 +3,8 @@
 #pragma once
 #include "common/linear.cuh"
 
-// y[o, position] = Σ_k w[o, k]·x̂ of the window at that position, k = (row of the window, column, channel). x̂ is x, each
-// side doubled `up` times, and zero beyond its edges.
+// y[o, position] = Σ_k w[o, k]·x̂ of the window at that position, k = (row of the window, column, channel). x̂ is x,
+// each side doubled `up` times, and zero beyond its edges.
 struct Conv {
     int out, positions, width; // y's channels, values of a plane, values of a row
     int depth;                 // terms of a sum

@@ -4,12 +4,12 @@
 //! y[b,o,i,j] = f( Σ_c,u,v w[o,c,u,v]·x̂[b,c, s·i+u−p, s·j+v−p] + bias[o] + r[b,o,i,j] )
 //! x [B, C, H, W], w [O, C, h, w], bias [O], r as y;   y [B, O, (Ĥ+2p−h)/s+1, (Ŵ+2p−w)/s+1]
 //! ```
-//! x̂ is x, or x with every value repeated in 2×2 places (nearest-neighbour upsampling, Ĥ = 2H); beyond its edges it is 0.
-//! f is the identity or ReLU. Saves nothing and has no gradient.
+//! x̂ is x, or x with every value repeated in 2×2 places (nearest-neighbour upsampling, Ĥ = 2H); beyond its edges it
+//! is 0. f is the identity or ReLU. Saves nothing and has no gradient.
 //!
 //! On the CPU a sample's plane is cut into strips of positions; what a strip's sums are over is gathered into a matrix
-//! that stays in the cache (im2col), and one matrix product makes the strip. On CUDA that matrix is never made: tiles of it
-//! are fetched as they are multiplied.
+//! that stays in the cache (im2col), and one matrix product makes the strip. On CUDA that matrix is never made: tiles
+//! of it are fetched as they are multiplied.
 
 use super::{Case, Op, Save, Slot, dims4, expect_constant, expect_f32, random};
 use crate::engine::matmul::{Mat, matmul};

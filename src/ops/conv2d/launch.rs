@@ -1,5 +1,5 @@
-//! The CUDA side of convolution: `kernels/conv2d.cu` and `kernels/conv2d_f32.cu`. x and w are turned to have their channels
-//! last, rounded up to whole 16 bytes, and multiplied as they then lie.
+//! The CUDA side of convolution: `kernels/conv2d.cu` and `kernels/conv2d_f32.cu`. x and w are turned to have their
+//! channels last, rounded up to whole 16 bytes, and multiplied as they then lie.
 
 use super::super::{cuda, expect_dtypes};
 use super::{Conv2d, Dims, NAME};

@@ -5,7 +5,9 @@ use asasr_engine::autograd::{LeafId, Leaves, ParamSet, Var};
 use asasr_engine::data::{Batch, Codec, DeadLeavesSource, HaarCodec, Image, Photo, Sampler};
 use asasr_engine::engine::{DType, Device, Philox, Tensor};
 use asasr_engine::eval::{Dists, Lpips};
-use asasr_engine::flux::{Adapter, AdapterFile, Flux, FluxConfig, Folder, LoraModule, SafeFile, Taef1, Weights};
+use asasr_engine::flux::{
+    Adapter, AdapterFile, Flux, FluxConfig, Folder, LoraModule, SafeFile, Taef1, Weights,
+};
 use asasr_engine::infer::Model;
 use asasr_engine::ops::attention::Attention;
 use asasr_engine::ops::conv2d::Conv2d;

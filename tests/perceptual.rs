@@ -1,6 +1,6 @@
-//! LPIPS and DISTS against published values. Weights and pictures are not kept in the repository: they are looked for in
-//! `../shared/data`, the networks' weights in the folder `ASASR_METRICS` first; what is absent is skipped, and said so.
-//! `tests/interop/convert_metric_weights.py` makes such a folder.
+//! LPIPS and DISTS against published values. Weights and pictures are not kept in the repository: they are looked for
+//! in `../shared/data`, the networks' weights in the folder `ASASR_METRICS` first; what is absent is skipped, and
+//! said so. `tests/interop/convert_metric_weights.py` makes such a folder.
 
 use asasr_engine::data::Image;
 use asasr_engine::eval::{Backbone, Dists, Lpips};

@@ -1,5 +1,7 @@
-//! TAEF1 against PyTorch in f64, on 128×128 crops of the Kodak pictures. Weights and pictures are not kept in the repository:
-//! they are looked for in `../shared/data`; where they are absent the tests are skipped, and say so.
+//! TAEF1 against PyTorch in f64, on 128×128 crops of the Kodak pictures. Weights and pictures are not kept in the
+//! repository: they are looked for in `../shared/data`; where they are absent the tests are skipped, and say so.
+
+mod common;
 
 use asasr_engine::data::{Codec, Image};
 use asasr_engine::engine::{Device, Tensor};
@@ -105,6 +107,24 @@ fn latents_and_round_trips_are_pytorchs() {
     }
 }
 
+/// The kernels' latents and pictures are the CPU's, but for the rounding of sums in another order.
+#[test]
+fn a_device_makes_the_same() {
+    let (Some(weights), Some(photos)) = (shared("weights/taef1"), shared("photos/kodak")) else { return };
+    let Some(device) = common::cuda::device() else { return };
+    let [cpu, cuda] = [Device::cpu(), device].map(|d| Codec::open(&weights, &d).unwrap());
+    let image = crop(&photos, "08").crop(0, 0, 16, 24).unwrap();
+    let [want, got] = [&cpu, &cuda].map(|c| c.encode(&image).unwrap());
+    let [back, there] = [&cpu, &cuda].map(|c| c.decode(&want, 2, 3).unwrap().data);
+    for (what, want, got) in [("latents", &want, &got), ("picture", &back, &there)] {
+        assert_eq!(want.len(), got.len());
+        let worst = want.iter().zip(got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("{what}: {worst:.1e}");
+        // As far as either may be from PyTorch in f64.
+        assert!(worst < 4e-5, "{what}: {worst}");
+    }
+}
+
 /// One file with both halves under diffusers' names makes the same latents; the identity is that of the bytes.
 #[test]
 fn diffusers_layout_is_read_and_codec_json_leads_back() {
@@ -124,7 +144,7 @@ fn diffusers_layout_is_read_and_codec_json_leads_back() {
     let (one, two) = (Codec::open(&both, &cpu).unwrap(), Codec::open(&weights, &cpu).unwrap());
     let image = crop(&photos, "05").crop(0, 0, 32, 48).unwrap();
     assert_eq!(one.encode(&image).unwrap(), two.encode(&image).unwrap());
-    assert_eq!(Taef1::files(dir.path()).unwrap(), [both.clone()]);
+    assert_eq!(Taef1::files(dir.path()).unwrap(), std::slice::from_ref(&both));
 
     let json = dir.path().join("codec.json");
     std::fs::write(&json, one.to_json().unwrap()).unwrap();

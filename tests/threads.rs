@@ -2,11 +2,15 @@
 //! and says so in its documentation.
 
 use asasr_engine::autograd::{LeafId, Leaves, ParamSet, Var};
-use asasr_engine::data::{Batch, DeadLeavesSource, HaarCodec, Image, Photo, Sampler};
+use asasr_engine::data::{Batch, Codec, DeadLeavesSource, HaarCodec, Image, Photo, Sampler};
 use asasr_engine::engine::{DType, Device, Philox, Tensor};
-use asasr_engine::flux::{Adapter, AdapterFile, Flux, FluxConfig, Folder, LoraModule, SafeFile, Weights};
+use asasr_engine::eval::{Dists, Lpips};
+use asasr_engine::flux::{
+    Adapter, AdapterFile, Flux, FluxConfig, Folder, LoraModule, SafeFile, Taef1, Weights,
+};
 use asasr_engine::infer::Model;
 use asasr_engine::ops::attention::Attention;
+use asasr_engine::ops::conv2d::Conv2d;
 use asasr_engine::ops::linear::Linear;
 use asasr_engine::ops::sobolev::{Sobolev, SobolevGap};
 use asasr_engine::ops::{AdapterSet, Op};
@@ -24,9 +28,10 @@ send_and_sync! {
     Error Result<()>
     Device Tensor DType Philox
     Var LeafId Leaves ParamSet
-    Box<dyn Op> Linear Attention Sobolev SobolevGap AdapterSet
-    FluxConfig Weights Adapter AdapterFile LoraModule SafeFile Folder Flux<'static>
-    Image Photo Batch Sampler HaarCodec DeadLeavesSource
+    Box<dyn Op> Linear Attention Conv2d Sobolev SobolevGap AdapterSet
+    FluxConfig Weights Adapter AdapterFile LoraModule SafeFile Folder Flux<'static> Taef1
+    Image Photo Batch Sampler Codec HaarCodec DeadLeavesSource
+    Lpips Dists
     Config Summary StageSummary Model
 }
 

@@ -65,8 +65,8 @@ impl Codec {
         Ok(Self::Taef1(Taef1Codec { network, path, sha256: hashes.join(" ") }))
     }
 
-    /// The codec that `codec.json` at `path` describes; a network's weights are read again, on `device`, and must be those
-    /// that it was written with.
+    /// The codec that `codec.json` at `path` describes; a network's weights are read again, on `device`, and must be
+    /// those that it was written with.
     pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;

@@ -92,3 +92,27 @@ fn similarity(a: &[f32], b: &[f32], [alpha, beta]: &[f64; 2]) -> f64 {
     let texture = (2.0 * ma * mb + C) / (ma * ma + mb * mb + C);
     alpha * texture + beta * (2.0 * cov + C) / (va + vb + C)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(n: usize, step: f32, around: f32) -> Vec<f32> {
+        (0..n).map(|i| around + (step * i as f32).sin()).collect()
+    }
+
+    #[test]
+    fn a_channel_is_compared_by_mean_and_by_moments() {
+        let weights = [0.25, 0.5];
+        let (a, b) = (wave(1000, 0.3, 2.0), wave(1000, 0.3, -1.0));
+        assert!((similarity(&a, &a, &weights) - 0.75).abs() < 1e-12);
+        // The same structure about another mean: 2·2·(−1) / (4 + 1), but for the waves' own means.
+        let [texture, structure] = [similarity(&a, &b, &[1.0, 0.0]), similarity(&a, &b, &[0.0, 1.0])];
+        assert!((texture + 0.8).abs() < 1e-2 && (structure - 1.0).abs() < 1e-5, "{texture}, {structure}");
+        // Upside down about the same mean: the structure's opposite.
+        let c: Vec<f32> = a.iter().map(|v| 4.0 - v).collect();
+        assert!((similarity(&a, &c, &[0.0, 1.0]) + 1.0).abs() < 1e-5);
+        // Nothing is like nothing.
+        assert_eq!(similarity(&[0.0; 9], &[0.0; 9], &weights), 0.75);
+    }
+}

@@ -85,3 +85,48 @@ fn stage(x: &Tensor, head: &[f32]) -> f64 {
     let pieces: Vec<f64> = (0..n.div_ceil(PIECE)).into_par_iter().map(|i| piece(i * PIECE)).collect();
     pieces.iter().sum::<f64>() / n as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flux::weights::write_safetensors;
+    use crate::ops::random;
+    use std::collections::BTreeMap;
+
+    /// More positions than a piece has, against the formula as it stands.
+    #[test]
+    fn a_stage_is_the_formula() {
+        let cpu = Device::cpu_poisoned();
+        let (c, h, w) = (5, 37, 41);
+        let x = random(&cpu, &[2, c, h, w], 1, 2.0);
+        let head = [0.3, 0.0, 1.5, 0.25, 0.75];
+        let at = |s: usize, k: usize, i: usize| f64::from(x.f32()[(s * c + k) * h * w + i]);
+        let mut want = 0.0;
+        for i in 0..h * w {
+            let norm = |s: usize| (0..c).map(|k| at(s, k, i).powi(2)).sum::<f64>().sqrt() + 1e-10;
+            let [p, q] = [0, 1].map(norm);
+            for (k, &w) in head.iter().enumerate() {
+                want += f64::from(w) * (at(0, k, i) / p - at(1, k, i) / q).powi(2);
+            }
+        }
+        want /= (h * w) as f64;
+        assert!((stage(&x, &head) / want - 1.0).abs() < 1e-12);
+        // Where nothing is active nothing differs.
+        let still = Tensor::zeros(&cpu, &[2, c, 3, 3]).unwrap();
+        assert_eq!(stage(&still, &head), 0.0);
+    }
+
+    #[test]
+    fn what_holds_no_network_is_refused_by_name() {
+        let (cpu, dir) = (Device::cpu(), tempfile::tempdir().unwrap());
+        let path = dir.path().join("w.safetensors");
+        let refused = |name: &str| {
+            let tensor = (name.to_owned(), Tensor::zeros(&cpu, &[256, 256, 3, 3]).unwrap());
+            write_safetensors(&path, &BTreeMap::new(), &[tensor]).unwrap();
+            Lpips::load(&path).err().expect("not a network").to_string()
+        };
+        let e = refused("lin0.weight");
+        assert!(e.contains("`features.28.weight` (VGG16)") && e.contains("`features.10.weight`"), "{e}");
+        assert!(refused("features.10.weight").contains("holds no tensor `features.0.weight`"));
+    }
+}

@@ -1,7 +1,7 @@
 //! TAEF1, the tiny autoencoder of FLUX.1's latents (16 channels, 8×8 pixels): madebyollin's TAESD architecture.
 //!
-//! Pictures are RGB in [0, 1]; latents are already scaled as the transformer wants them, (z − 0.1159)·0.3611 of the full
-//! autoencoder's. A block is `relu(conv(relu(conv(relu(conv(x))))) + x)`, all convolutions are 3×3.
+//! Pictures are RGB in [0, 1]; latents are already scaled as the transformer wants them, (z − 0.1159)·0.3611 of the
+//! full autoencoder's. A block is `relu(conv(relu(conv(relu(conv(x))))) + x)`, all convolutions are 3×3.
 
 use crate::engine::{Device, Tensor, simd};
 use crate::flux::weights::SafeFile;
@@ -110,7 +110,8 @@ impl Network {
     }
 }
 
-/// Where one half's weights are: the file, what stands before a layer's number, and how many places that has no number for.
+/// Where one half's weights are: the file, what stands before a layer's number, and how many places that has no
+/// number for.
 struct Part {
     file: SafeFile,
     prefix: &'static str,
@@ -130,8 +131,8 @@ impl Taef1 {
     /// Pixels per latent position and side.
     pub const BLOCK: usize = 8;
 
-    /// The files of weights at `path`: a folder with one `…encoder.safetensors` and one `…decoder.safetensors`, as TAESD's
-    /// author publishes them, or one file with both (or a folder with that alone), as diffusers writes it.
+    /// The files of weights at `path`: a folder with one `…encoder.safetensors` and one `…decoder.safetensors`, as
+    /// TAESD's author publishes them, or one file with both (or a folder with that alone), as diffusers writes it.
     pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
         if !path.is_dir() {
             return Ok(vec![path.to_path_buf()]);
@@ -191,7 +192,8 @@ impl Taef1 {
         self.encoder.apply(pictures)
     }
 
-    /// Latents `[B, 16, h, w]` → pictures `[B, 3, 8h, 8w]`, in [0, 1] but for overshoot. Latents are bent into ±3 first.
+    /// Latents `[B, 16, h, w]` → pictures `[B, 3, 8h, 8w]`, in [0, 1] but for overshoot. Latents are bent into ±3
+    /// first.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         // So few that they may as well go by the host.
         let bent: Vec<f32> = latents.values()?.into_iter().map(|z| 3.0 * simd::tanh(z / 3.0)).collect();

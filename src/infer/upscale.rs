@@ -16,9 +16,8 @@ pub struct Tiling {
     pub batch: usize,
 }
 
-/// Restores `lq` ×4 with `steps` Euler steps per tile. Images smaller than a tile, or that the codec's cells do not divide,
-/// are padded by reflection and cut back.
-/// `progress` is told tiles done and in all.
+/// Restores `lq` ×4 with `steps` Euler steps per tile. Images smaller than a tile, or that the codec's cells do not
+/// divide, are padded by reflection and cut back. `progress` is told tiles done and in all.
 pub fn upscale(
     model: &Model,
     lq: &Image,

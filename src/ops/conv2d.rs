@@ -4,17 +4,20 @@
 //! y[b,o,i,j] = f( Σ_c,u,v w[o,c,u,v]·x̂[b,c, s·i+u−p, s·j+v−p] + bias[o] + r[b,o,i,j] )
 //! x [B, C, H, W], w [O, C, h, w], bias [O], r as y;   y [B, O, (Ĥ+2p−h)/s+1, (Ŵ+2p−w)/s+1]
 //! ```
-//! x̂ is x, or x with every value repeated in 2×2 places (nearest-neighbour upsampling, Ĥ = 2H); beyond its edges it is 0.
-//! f is the identity or ReLU. Saves nothing and has no gradient.
+//! x̂ is x, or x with every value repeated in 2×2 places (nearest-neighbour upsampling, Ĥ = 2H); beyond its edges it
+//! is 0. f is the identity or ReLU. Saves nothing and has no gradient.
 //!
 //! On the CPU a sample's plane is cut into strips of positions; what a strip's sums are over is gathered into a matrix
-//! that stays in the cache (im2col), and one matrix product makes the strip.
+//! that stays in the cache (im2col), and one matrix product makes the strip. On CUDA that matrix is never made: tiles
+//! of it are fetched as they are multiplied.
 
 use super::{Case, Op, Save, Slot, dims4, expect_constant, expect_f32, random};
 use crate::engine::matmul::{Mat, matmul};
 use crate::engine::{Device, Tensor, par};
 use crate::{Error, Result};
 use rayon::prelude::*;
+
+mod launch;
 
 const NAME: &str = "conv2d";
 /// Values of a strip's gathered matrix: half of a core's second-level cache on the machines of today.
@@ -74,8 +77,8 @@ impl Conv2d {
     /// [`Op::forward`]'s one output.
     pub fn apply(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let d = self.dims(inputs)?;
-        if inputs[0].device().gpu().is_some() {
-            return Err(Error::shape(NAME, "no kernels yet"));
+        if let Some(gpu) = inputs[0].device().gpu() {
+            return launch::forward(gpu, self, d, inputs);
         }
         expect_f32(NAME, &[&inputs[..1], inputs.get(3..).unwrap_or_default()].concat())?;
         let mut y = Tensor::empty(inputs[0].device(), &[d.batch, d.out, d.y[0], d.y[1]])?;
@@ -202,6 +205,9 @@ impl Conv2d {
 impl Op for Conv2d {
     fn name(&self) -> &'static str {
         NAME
+    }
+    fn cuda(&self) -> bool {
+        true
     }
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         expect_constant(NAME, save, &[(0, "x"), (1, "w"), (2, "the bias"), (3, "the residual")])?;

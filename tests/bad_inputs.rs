@@ -166,7 +166,7 @@ const CASES: &[Case] = &[
     ("two methods of one name", "eval --gt [DIR]/photos --sr a:[DIR]/photos a:[DIR]/photos", AS_IT_IS),
     ("no folder of the truth", "eval --gt [DIR]/none --sr a:[DIR]/photos", AS_IT_IS),
     ("no folder of a method", "eval --gt [DIR]/photos --sr a:[DIR]/photos b:[DIR]/none", AS_IT_IS),
-    ("a method's folder without pictures", "eval --gt [DIR]/photos --sr a:[DIR]/run", AS_IT_IS),
+    ("a method's folder without pictures", "eval --gt [DIR]/photos --sr a:[DIR]/run/base", AS_IT_IS),
     ("no picture has a partner", "eval --gt [DIR]/photos --sr a:[DIR]/sr", |d| picture(d, "sr/0x4.png", 48, 48)),
     ("pictures without a partner, broken ones, small ones", "eval --gt [DIR]/photos --sr a:[DIR]/photos b:[DIR]/sr --json [DIR]/x.json", |d| {
         write(d, "sr/0.png", "no picture");

@@ -66,6 +66,23 @@ const CASES: &[Case] = &[
     ("truncated JPEG", "train --data [DIR]/photos --set data.crop=32 --out [DIR]/out", |d| cut(d, "photos/2.jpg", 0.7)),
     ("a PNG that says it is enormous", "train --data [DIR]/photos --set data.crop=32 --out [DIR]/out", |d| enlarge(d, "photos/0.png", 60_000)),
     ("a PNG that says it is large", "train --data [DIR]/photos --set data.crop=32 --out [DIR]/out", |d| enlarge(d, "photos/0.png", 10_000)),
+    ("gt without lr", "train --data [DIR]/pairs --set data.crop=32 --out [DIR]/out", |d| picture(d, "pairs/gt/0.png", 48, 48)),
+    ("pairs that do not fit", "train --data [DIR]/pairs --set data.crop=32 --out [DIR]/out", |d| {
+        [("gt/a", 48), ("lr/a", 12), ("gt/b", 48), ("lr/b", 24), ("gt/c", 48), ("lr/d", 12), ("gt/e", 48), ("lr/e", 12)]
+            .into_iter()
+            .for_each(|(name, side)| picture(d, &format!("pairs/{name}.png"), side, side));
+        write(d, "pairs/lr/e.png", "no picture");
+    }),
+    ("an upscaler's outputs without the pictures it was given", "train --data [DIR]/photos --sr [DIR]/photos --set data.crop=32 --out [DIR]/out", AS_IT_IS),
+    ("an upscaler's outputs of no pictures", "train --sr [DIR]/photos --out [DIR]/out", AS_IT_IS),
+    ("no such folder of an upscaler's outputs", "train --sr [DIR]/none --set adversary.source=[DIR]/pairs --set data.crop=32 --out [DIR]/out", |d| {
+        picture(d, "pairs/gt/0.png", 48, 48);
+        picture(d, "pairs/lr/0.png", 12, 12);
+    }),
+    ("a held-out picture that is not there", "train --data [DIR]/photos --set data.crop=32 --set data.held_out_names=7 --out [DIR]/out", AS_IT_IS),
+    ("every picture held out", "train --data [DIR]/photos --set data.crop=32 --set data.held_out_names=0,1,2 --out [DIR]/out", AS_IT_IS),
+    ("a latent cache without a pool", "train --set data.latent_cache=[DIR]/latents --out [DIR]/out", AS_IT_IS),
+    ("a latent cache that is a file", "train --set data.latent_cache=[DIR]/photos/0.png --set data.pool=8 --out [DIR]/out", AS_IT_IS),
 
     // Where a run goes.
     ("a run is there already", "train --out [DIR]/run", AS_IT_IS),

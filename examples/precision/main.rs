@@ -93,7 +93,7 @@ fn dataset_pairs(config: &Config, run: &Path, n: usize, device: &Device) -> Resu
     let d = &config.data;
     let source = Arc::new(DeadLeavesSource::new(d.images, d.seed, d.image_size)?);
     let split = Split::last(d.images, d.held_out)?;
-    let codec = load_codec(run)?;
+    let codec = load_codec(run, &Device::cpu())?;
     let sampler = Sampler::new(source, split, d.crop, Degradation::default(), codec, config.run.seed)?;
     let batch = sampler.batch(9, 0, n, false)?;
     let shape = [n, batch.channels, batch.side, batch.side];

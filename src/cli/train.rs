@@ -23,9 +23,13 @@ pub struct Args {
     /// Set one option, e.g. asdpo.beta=1000 (repeatable; last wins)
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     sets: Vec<String>,
-    /// Train on a folder of png and jpeg photos instead of the images the program draws (data.source)
+    /// Train on a folder of png, jpeg and webp photos, or of pairs in gt/ and lr/, instead of the images the program draws
+    /// (data.source)
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
+    /// What some upscaler made of the pairs' lr/, for the adversary to imitate (adversary.negatives)
+    #[arg(long, value_name = "FOLDER")]
+    sr: Option<PathBuf>,
     /// Run only these stages, comma-separated: base, sft, adversary, asdpo (run.stages)
     #[arg(long, value_name = "STAGES")]
     stages: Option<String>,
@@ -57,6 +61,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     if let Some(data) = &args.data {
         sets.push(format!("data.source={}", path(data)?));
+    }
+    if let Some(sr) = &args.sr {
+        sets.push(format!("adversary.negatives={}", path(sr)?));
     }
     if let Some(stages) = &args.stages {
         sets.push(format!("run.stages={stages}"));

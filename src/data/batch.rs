@@ -7,18 +7,34 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::data::{Degradation, Domain, HaarCodec, Image, LqResize, Source, Split, bad_upscale, draws};
+use crate::data::{
+    Codec, Degradation, Domain, HaarCodec, Image, LatentCache, LqResize, Part, Source, Split, bad_upscale,
+    draws,
+};
 use crate::engine::random::Reader;
 use crate::{Error, Result};
 
+/// Most pictures that a codec is fitted on.
+const FITTED: usize = 256;
+
 /// Draws training pairs and evaluation pairs from a source.
+#[derive(Clone)]
 pub struct Sampler {
     source: Arc<dyn Source>,
     split: Split,
     crop: usize,
     degradation: Degradation,
-    codec: HaarCodec,
+    codec: Codec,
     lq_resize: LqResize,
+    seed: u64,
+    pool: Option<Pool>,
+    cache: Option<Arc<LatentCache>>,
+}
+
+/// The samples that training keeps to: so many, of this seed.
+#[derive(Clone, Copy)]
+struct Pool {
+    size: usize,
     seed: u64,
 }
 
@@ -27,16 +43,27 @@ pub struct Sampler {
 pub struct Batch {
     /// Samples.
     pub batch: usize,
-    /// Latent channels (24).
+    /// Latent channels.
     pub channels: usize,
-    /// Latent height and width (crop / 4).
+    /// Latent height and width.
     pub side: usize,
     /// Latents of the good pictures.
     pub hq: Vec<f32>,
     /// Latents of the bad pictures, enlarged to the good ones' size and clamped; see [`LqResize`].
     pub cond: Vec<f32>,
-    /// Latents of [`bad_upscale`] of the bad pictures, where they were asked for.
+    /// Latents of [`bad_upscale`] of the bad pictures, or what the source has in its place, where they were asked for.
     pub bad: Option<Vec<f32>>,
+}
+
+/// One training sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// The good picture, `[3, crop, crop]`.
+    pub hq: Image,
+    /// The bad picture, `[3, crop/scale, crop/scale]`.
+    pub lq: Image,
+    /// What some upscaler made of the bad picture, where the source has that.
+    pub neg: Option<Image>,
 }
 
 /// One evaluation sample.
@@ -46,6 +73,8 @@ pub struct EvalPair {
     pub hq: Image,
     /// The bad picture, `[3, crop/scale, crop/scale]`.
     pub lq: Image,
+    /// What some upscaler made of the bad picture, where the source has that.
+    pub neg: Option<Image>,
     /// The picture it was cut from.
     pub name: String,
     /// Left column of the crop in that picture.
@@ -62,10 +91,11 @@ impl Sampler {
         split: Split,
         crop: usize,
         degradation: Degradation,
-        codec: HaarCodec,
+        codec: impl Into<Codec>,
         seed: u64,
     ) -> Result<Self> {
         degradation.check()?;
+        let codec = codec.into();
         let (block, scale) = (codec.block(), degradation.scale);
         if crop == 0 || !crop.is_multiple_of(block) || !crop.is_multiple_of(scale) {
             return Err(Error::Usage(format!(
@@ -74,12 +104,25 @@ impl Sampler {
         }
         check_split(&*source, &split, crop)?;
         let lq_resize = LqResize::TorchBicubic;
-        Ok(Self { source, split, crop, degradation, codec, lq_resize, seed })
+        Ok(Self { source, split, crop, degradation, codec, lq_resize, seed, pool: None, cache: None })
     }
 
     /// Brings the bad picture to the good one's size in another way than [`LqResize::TorchBicubic`].
     pub fn resizing(mut self, lq_resize: LqResize) -> Self {
         self.lq_resize = lq_resize;
+        self
+    }
+
+    /// Every training sample is one of `size` that follow from `seed` and not from the run's: the same for all stages and
+    /// runs, so that their latents can be kept. At 0 there is no end of samples.
+    pub fn pooling(mut self, size: usize, seed: u64) -> Self {
+        self.pool = (size > 0).then_some(Pool { size, seed });
+        self
+    }
+
+    /// Takes latents from `cache`, and puts them there.
+    pub fn caching(mut self, cache: Arc<LatentCache>) -> Self {
+        self.cache = Some(cache);
         self
     }
 
@@ -109,7 +152,7 @@ impl Sampler {
     }
 
     /// Pictures to latents.
-    pub fn codec(&self) -> &HaarCodec {
+    pub fn codec(&self) -> &Codec {
         &self.codec
     }
 
@@ -118,29 +161,37 @@ impl Sampler {
         self.seed
     }
 
-    /// A codec fitted on the training pictures of `split`, whole.
+    /// A codec fitted on the training pictures of `split`, whole; of more than 256 on so many at most.
     pub fn fit_codec(source: &dyn Source, split: &Split) -> Result<HaarCodec> {
         check_split(source, split, 1)?;
-        HaarCodec::fit(split.train.iter().map(|&i| source.image(i)))
+        // Of many pictures some, evenly spread.
+        let every = split.train.len().div_ceil(FITTED);
+        let images: Result<Vec<Image>> =
+            split.train.iter().step_by(every).map(|&i| source.image(i)).collect();
+        HaarCodec::fit(images?)
     }
 
-    /// Training sample `sample_index` of `stage`: the good crop (flipped and transposed at random) and its bad version.
-    pub fn pair(&self, stage: u64, sample_index: u64) -> Result<(Image, Image)> {
+    /// Training sample `sample_index` of `stage`: a crop, flipped and transposed at random, and its partners.
+    pub fn sample(&self, stage: u64, sample_index: u64) -> Result<Sample> {
         let mut rng = draws(self.seed, Domain::Train, stage, sample_index);
+        if let Some(Pool { size, seed }) = self.pool {
+            rng = draws(seed, Domain::Pool, rng.below(size) as u64, self.crop as u64);
+        }
         let picture = self.split.train[rng.below(self.split.train.len())];
-        let (mut hq, ..) = self.random_crop(picture, &mut rng)?;
+        let mut crop = self.random_crop(picture, &mut rng)?;
         let coins = rng.word();
-        if coins & 1 != 0 {
-            hq = hq.flip_horizontal();
-        }
-        if coins & 2 != 0 {
-            hq = hq.flip_vertical();
-        }
-        if coins & 4 != 0 {
-            hq = hq.transpose();
-        }
-        let lq = self.degradation.apply(&hq, &mut rng)?;
-        Ok((hq, lq))
+        crop.each(|image| {
+            if coins & 1 != 0 {
+                *image = image.flip_horizontal();
+            }
+            if coins & 2 != 0 {
+                *image = image.flip_vertical();
+            }
+            if coins & 4 != 0 {
+                *image = image.transpose();
+            }
+        });
+        self.degraded(crop, &mut rng)
     }
 
     /// The batch of `step` (from 0) of `stage`; `with_bad` adds the bad upscaler's latents.
@@ -149,11 +200,11 @@ impl Sampler {
         let samples: Vec<Result<[Vec<f32>; 3]>> = (0..batch as u64)
             .into_par_iter()
             .map(|i| {
-                let (hq, lq) = self.pair(stage, first + i)?;
-                let bad = if with_bad {
-                    self.encode(&bad_upscale(&lq, self.degradation.scale))?
-                } else {
-                    Vec::new()
+                let Sample { hq, lq, neg } = self.sample(stage, first + i)?;
+                let bad = match (with_bad, neg) {
+                    (true, Some(neg)) => self.encode(&neg)?,
+                    (true, None) => self.encode(&bad_upscale(&lq, self.degradation.scale))?,
+                    (false, _) => Vec::new(),
                 };
                 Ok([self.encode(&hq)?, self.condition(&lq)?, bad])
             })
@@ -171,8 +222,8 @@ impl Sampler {
 
     /// The same pictures, split and codec under another degradation.
     pub fn with_degradation(&self, degradation: Degradation) -> Result<Self> {
-        let (source, split, codec) = (self.source.clone(), self.split.clone(), self.codec.clone());
-        Ok(Self::new(source, split, self.crop, degradation, codec, self.seed)?.resizing(self.lq_resize))
+        degradation.check()?;
+        Ok(Self { degradation, ..self.clone() })
     }
 
     /// The latents a model is conditioned on for the bad picture `lq`: enlarged, clamped, encoded.
@@ -181,37 +232,73 @@ impl Sampler {
         self.encode(&self.lq_resize.apply(lq, lq.height * scale, lq.width * scale))
     }
 
-    /// Latents `[24, h/4, w/4]` of a picture.
+    /// Latents `[channels, h/block, w/block]` of a picture.
     pub fn encode(&self, image: &Image) -> Result<Vec<f32>> {
         let block = self.codec.block();
-        let mut z = vec![0.0; self.codec.channels() * (image.height / block) * (image.width / block)];
-        self.codec.encode(image, &mut z)?;
-        Ok(z)
+        let values = self.codec.channels() * (image.height / block) * (image.width / block);
+        let encode = || self.codec.encode(image);
+        self.cache.as_ref().map_or_else(encode, |cache| cache.get(image, values, encode))
     }
 
     /// The first `n_crops` evaluation samples: crops cycle over the held-out pictures, without flips. The same for every
     /// training seed.
     pub fn held_out(&self, n_crops: usize) -> Result<Vec<EvalPair>> {
         let pictures = &self.split.held_out;
+        if pictures.is_empty() {
+            return Err(Error::Usage("split: no picture is held out; evaluation needs at least one".into()));
+        }
         let pairs: Vec<Result<EvalPair>> = (0..n_crops)
             .into_par_iter()
             .map(|i| {
                 let mut rng = draws(0, Domain::HeldOut, i as u64, self.crop as u64);
                 let picture = pictures[i % pictures.len()];
-                let (hq, y, x) = self.random_crop(picture, &mut rng)?;
-                let lq = self.degradation.apply(&hq, &mut rng)?;
-                Ok(EvalPair { hq, lq, name: self.source.name(picture), x, y })
+                let crop = self.random_crop(picture, &mut rng)?;
+                let (y, x) = (crop.y, crop.x);
+                let Sample { hq, lq, neg } = self.degraded(crop, &mut rng)?;
+                Ok(EvalPair { hq, lq, neg, name: self.source.name(picture), x, y })
             })
             .collect();
         pairs.into_iter().collect()
     }
 
-    fn random_crop(&self, picture: usize, rng: &mut Reader) -> Result<(Image, usize, usize)> {
-        let photo = self.source.photo(picture);
-        let place = |rng: &mut Reader, side: usize| rng.below((side + 1).saturating_sub(self.crop).max(1));
-        let y = place(rng, photo.height());
-        let x = place(rng, photo.width());
-        Ok((photo.crop(y, x, self.crop, self.crop)?, y, x))
+    /// A square of picture `picture` at a random place, which of a pair is a multiple of the scale.
+    fn random_crop(&self, picture: usize, rng: &mut Reader) -> Result<Crop> {
+        let (height, width) = self.source.size(picture);
+        let (paired, scale, side) = (self.source.has(Part::Lr), self.degradation.scale, self.crop);
+        let grid = if paired { scale } else { 1 };
+        let mut place =
+            |length: usize| grid * rng.below(((length + 1).saturating_sub(side)).div_ceil(grid).max(1));
+        let (y, x) = (place(height), place(width));
+        let cut = |part: Part, by: usize| -> Result<Option<Image>> {
+            if !self.source.has(part) {
+                return Ok(None);
+            }
+            self.source.photo(picture, part)?.crop(y / by, x / by, side / by, side / by).map(Some)
+        };
+        let hq = self.source.photo(picture, Part::Gt)?.crop(y, x, side, side)?;
+        Ok(Crop { hq, lq: cut(Part::Lr, scale)?, neg: cut(Part::Neg, 1)?, y, x })
+    }
+
+    /// The crop with its bad picture, which is made where there is none.
+    fn degraded(&self, crop: Crop, rng: &mut Reader) -> Result<Sample> {
+        let Crop { hq, lq, neg, .. } = crop;
+        let lq = lq.map_or_else(|| self.degradation.apply(&hq, rng), Ok)?;
+        Ok(Sample { hq, lq, neg })
+    }
+}
+
+/// A square of a picture and of what there is beside it, and where it was in the good picture.
+struct Crop {
+    hq: Image,
+    lq: Option<Image>,
+    neg: Option<Image>,
+    y: usize,
+    x: usize,
+}
+
+impl Crop {
+    fn each(&mut self, f: impl FnMut(&mut Image)) {
+        [Some(&mut self.hq), self.lq.as_mut(), self.neg.as_mut()].into_iter().flatten().for_each(f);
     }
 }
 
@@ -222,7 +309,7 @@ fn check_split(source: &dyn Source, split: &Split, crop: usize) -> Result<()> {
         if i >= n || std::mem::replace(&mut seen[i], true) {
             return Err(Error::Usage(format!("split: picture {i} of {n} does not exist or is named twice")));
         }
-        let (h, w) = (source.photo(i).height(), source.photo(i).width());
+        let (h, w) = source.size(i);
         if h.min(w) < crop {
             let name = source.name(i);
             return Err(Error::Usage(format!(
@@ -230,11 +317,8 @@ fn check_split(source: &dyn Source, split: &Split, crop: usize) -> Result<()> {
             )));
         }
     }
-    if split.train.is_empty() || split.held_out.is_empty() {
-        let (t, e) = (split.train.len(), split.held_out.len());
-        return Err(Error::Usage(format!(
-            "split: {t} training and {e} held-out pictures; each needs at least one"
-        )));
+    if split.train.is_empty() {
+        return Err(Error::Usage("split: no picture to train on".into()));
     }
     Ok(())
 }
@@ -261,7 +345,8 @@ mod tests {
         let bad = batch.bad.as_ref().unwrap();
         assert_eq!((batch.hq.len(), batch.cond.len(), bad.len()), (3 * size, 3 * size, 3 * size));
         for i in 0..3 {
-            let (hq, lq) = s.pair(2, 15 + i as u64).unwrap();
+            let Sample { hq, lq, neg } = s.sample(2, 15 + i as u64).unwrap();
+            assert_eq!(neg, None);
             assert_eq!((hq.height, hq.width, lq.height, lq.width), (64, 64, 16, 16));
             assert_eq!(s.encode(&hq).unwrap(), batch.hq[i * size..][..size]);
             assert_eq!(s.condition(&lq).unwrap(), batch.cond[i * size..][..size]);
@@ -282,14 +367,14 @@ mod tests {
         let s = sampler(1);
         let (mut pictures, mut orientations) = ([0; 6], [0; 8]);
         for i in 0..96 {
-            let (hq, _) = s.pair(0, i).unwrap();
+            let hq = s.sample(0, i).unwrap().hq;
             let mut found = 0;
             for (o, met) in orientations.iter_mut().enumerate() {
                 let mut back = if o & 4 != 0 { hq.transpose() } else { hq.clone() };
                 back = if o & 2 != 0 { back.flip_vertical() } else { back };
                 back = if o & 1 != 0 { back.flip_horizontal() } else { back };
                 for (p, count) in pictures.iter_mut().enumerate() {
-                    if contains(&s.source.image(p), &back) {
+                    if contains(&s.source.image(p).unwrap(), &back) {
                         *count += 1;
                         *met += 1;
                         found += 1;
@@ -300,6 +385,38 @@ mod tests {
         }
         assert!(pictures[..4].iter().all(|&n| n > 10) && pictures[4..] == [0, 0], "{pictures:?}");
         assert!(orientations.iter().all(|&n| n > 3), "{orientations:?}");
+    }
+
+    #[test]
+    fn a_pool_is_the_same_for_every_stage_and_run() {
+        let own =
+            |s: &Sampler, stage| -> Vec<Sample> { (0..64).map(|i| s.sample(stage, i).unwrap()).collect() };
+        let (a, b) = (sampler(1).pooling(5, 9), sampler(2).pooling(5, 9));
+        let mut kinds: Vec<Sample> = Vec::new();
+        for sample in own(&a, 0).into_iter().chain(own(&b, 3)) {
+            if !kinds.contains(&sample) {
+                kinds.push(sample);
+            }
+        }
+        assert_eq!(kinds.len(), 5);
+        assert!(own(&a, 0) != own(&b, 0) && own(&a, 0) != own(&a, 1));
+        assert!(own(&sampler(1).pooling(5, 8), 0).iter().all(|s| !kinds.contains(s)));
+        assert_eq!(own(&sampler(1).pooling(0, 9), 0), own(&sampler(1), 0));
+    }
+
+    #[test]
+    fn kept_latents_are_latents() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = || Arc::new(LatentCache::open(dir.path(), "haar").unwrap());
+        let (plain, kept) = (sampler(1).pooling(3, 9), sampler(1).pooling(3, 9).caching(cache()));
+        for step in 0..4 {
+            assert_eq!(kept.batch(1, step, 4, true).unwrap(), plain.batch(1, step, 4, true).unwrap());
+        }
+        let files = |d: &std::path::Path| {
+            std::fs::read_dir(d).unwrap().flatten().map(|e| e.path()).collect::<Vec<_>>()
+        };
+        let entries: usize = files(dir.path()).iter().map(|d| files(d).len()).sum();
+        assert_eq!(entries, 9, "three samples: good, bad, worse");
     }
 
     fn contains(image: &Image, crop: &Image) -> bool {
@@ -320,7 +437,7 @@ mod tests {
         assert_eq!(pairs[..3], s.held_out(3).unwrap());
         for (i, p) in pairs.iter().enumerate() {
             assert_eq!(p.name, format!("dead-leaves-{:04}", 4 + i % 2));
-            assert_eq!(p.hq, s.source.image(4 + i % 2).crop(p.y, p.x, 64, 64).unwrap());
+            assert_eq!(p.hq, s.source.image(4 + i % 2).unwrap().crop(p.y, p.x, 64, 64).unwrap());
             assert_eq!((p.lq.height, p.lq.width), (16, 16));
         }
     }
@@ -341,6 +458,15 @@ mod tests {
         assert!(make(split(&[0], &[1]), 128).contains("96×96"));
         assert!(make(split(&[0, 6], &[1]), 64).contains("picture 6 of 6"));
         assert!(make(split(&[0, 1], &[1]), 64).contains("twice"));
-        assert!(make(split(&[0], &[]), 64).contains("at least one"));
+        assert!(make(split(&[], &[1]), 64).contains("to train on"));
+        let blind = Sampler::new(
+            Arc::clone(&good.source),
+            split(&[0], &[]),
+            64,
+            Degradation::default(),
+            good.codec.clone(),
+            0,
+        );
+        assert!(blind.unwrap().held_out(1).unwrap_err().to_string().contains("at least one"));
     }
 }

@@ -1,7 +1,8 @@
-//! Photographs in, batches out: images and their files, resizing, degradation, the procedural data set, the tiny
-//! preset's latent codec, and the sampler that turns `(seed, stage, sample index)` into a training pair.
+//! Photographs in, batches out: images and their files, resizing, degradation, the procedural data set, latent codecs,
+//! and the sampler that turns `(seed, stage, sample index)` into a training pair.
 //!
-//! Must not know: the model, the tape, optimizers, devices. What leaves this directory is plain `Vec<f32>`.
+//! Must not know: the transformer, the tape, optimizers. What leaves this directory is plain `Vec<f32>`; of devices only a
+//! codec that is a network (`flux`'s) knows, and no further than where it was told to compute.
 //! Every random choice is a pure function of its counters (`draws`), so neither the thread count nor a resumed run
 //! changes a pixel.
 pub mod batch;
@@ -9,23 +10,27 @@ pub mod codec;
 pub mod dead_leaves;
 pub mod degrade;
 pub(crate) mod fft;
+pub mod folder;
 mod font;
 pub mod image;
+pub mod latents;
 pub mod montage;
 pub mod photo;
 pub mod pil;
 pub mod resize;
 pub mod source;
 
-pub use batch::{Batch, EvalPair, Sampler};
-pub use codec::HaarCodec;
+pub use batch::{Batch, EvalPair, Sample, Sampler};
+pub use codec::{Codec, HaarCodec};
 pub use dead_leaves::{DeadLeaves, dead_leaves};
 pub use degrade::{Degradation, bad_upscale, gaussian_blur};
+pub use folder::{Folder, Wanted, pictures_of};
 pub use image::Image;
+pub use latents::LatentCache;
 pub use montage::montage;
 pub use photo::Photo;
 pub use resize::{LqResize, bicubic, nearest, pil_bicubic, torch_bilinear, torch_down, torch_up};
-pub use source::{DeadLeavesSource, Folder, Source, Split};
+pub use source::{DeadLeavesSource, Part, Source, Split};
 
 use crate::engine::random::{Philox, Reader, philox4x32_10};
 
@@ -39,6 +44,8 @@ pub(crate) enum Domain {
     Leaves = 0x6c65_6166,
     /// Crop, flips and degradation of a training sample.
     Train = 0x7472_6169,
+    /// Crop, flips and degradation of a sample of a pool.
+    Pool = 0x706f_6f6c,
     /// Crop and degradation of an evaluation sample.
     HeldOut = 0x6865_6c64,
 }

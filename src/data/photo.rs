@@ -2,10 +2,12 @@
 //!
 //! Sources keep photographs in this form and cut float crops out of it. An EXIF orientation is applied on load.
 
-use std::io::Cursor;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use ::image::metadata::Orientation;
+use ::image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 use crate::data::Image;
 use crate::{Error, Result};
@@ -24,6 +26,17 @@ enum Pixels {
     Sixteen(Vec<u16>),
 }
 
+/// What a file says of its picture, before its pixels are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Rows, after the EXIF orientation.
+    pub height: usize,
+    /// Columns, after the EXIF orientation.
+    pub width: usize,
+    /// Bytes of memory that the [`Photo`] takes.
+    pub bytes: usize,
+}
+
 /// A photograph in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Photo {
@@ -33,7 +46,7 @@ pub struct Photo {
 }
 
 impl Photo {
-    /// Decodes a PNG or JPEG file of any colour type: grey is repeated into RGB, alpha is dropped (not blended),
+    /// Decodes a PNG, JPEG or WebP file of any colour type: grey is repeated into RGB, alpha is dropped (not blended),
     /// 16-bit files keep their 16 bits. The format is told from the content, not from the name.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
@@ -41,34 +54,26 @@ impl Photo {
         Self::decode(&bytes).map_err(|why| Error::format(path, why))
     }
 
+    /// What the header of a file says, which is read without its pixels, and whether the file reaches its end. A file that
+    /// passes can be damaged in its middle.
+    pub fn probe(path: impl AsRef<Path>) -> Result<Header> {
+        let path = path.as_ref();
+        let probe = |file: File| -> std::io::Result<Result<Header, String>> {
+            let mut file = BufReader::new(file);
+            let size = file.seek(SeekFrom::End(0))?;
+            let complete = is_complete(&mut file, size)?;
+            file.rewind()?;
+            Ok(header(file, size, complete).map(|(_, header)| header))
+        };
+        let outcome = File::open(path).and_then(probe).map_err(Error::io(path))?;
+        outcome.map_err(|why| Error::format(path, why))
+    }
+
     /// [`Photo::load`] of a file's bytes. Nothing is allocated for an image of more than [`MAX_PIXELS`], or of more than
     /// so many bytes can hold; `Err` says what is wrong with them, and what to do.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let wrong = |why: &str| format!("cannot decode this image: {why}; remove it or save it again");
-        let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
-        let reader = reader.map_err(|e| wrong(&e.to_string()))?;
-        match reader.format() {
-            Some(ImageFormat::Jpeg) if !jpeg_is_complete(bytes) => {
-                return Err(wrong("the JPEG data ends too early"));
-            }
-            Some(ImageFormat::Jpeg | ImageFormat::Png) => {}
-            _ => return Err(wrong("it is neither a PNG nor a JPEG file")),
-        }
-        let mut decoder = reader.into_decoder().map_err(|e| wrong(&e.to_string()))?;
-        let (width, height) = decoder.dimensions();
-        let pixels = u64::from(width) * u64::from(height);
-        if pixels > MAX_PIXELS {
-            return Err(format!(
-                "{width}×{height} pixels, at most {MAX_PIXELS} are read; scale it down or cut it up"
-            ));
-        }
-        let most = (bytes.len() as u64).saturating_mul(PIXELS_PER_BYTE);
-        if pixels > most {
-            let n = bytes.len();
-            return Err(wrong(&format!(
-                "it says it has {width}×{height} pixels, and {n} bytes hold {most} at most"
-            )));
-        }
+        let complete = !bytes.starts_with(&JPEG) || jpeg_is_complete(bytes);
+        let (mut decoder, _) = header(Cursor::new(bytes), bytes.len() as u64, complete)?;
         let decode = || -> ::image::ImageResult<DynamicImage> {
             let orientation = decoder.orientation()?;
             let mut image = DynamicImage::from_decoder(decoder)?;
@@ -77,12 +82,7 @@ impl Photo {
         };
         let image = decode().map_err(|e| wrong(&e.to_string()))?;
         let (height, width) = (image.height() as usize, image.width() as usize);
-        if height == 0 || width == 0 {
-            return Err(wrong(&format!("{width}×{height} pixels")));
-        }
-        let color = image.color();
-        let sixteen = color.bytes_per_pixel() / color.channel_count() > 1;
-        let pixels = if sixteen {
+        let pixels = if is_deep(image.color()) {
             Pixels::Sixteen(image.into_rgb16().into_raw())
         } else {
             Pixels::Eight(image.into_rgb8().into_raw())
@@ -103,6 +103,14 @@ impl Photo {
     /// Width in pixels.
     pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// Bytes of memory it takes.
+    pub fn bytes(&self) -> usize {
+        match &self.pixels {
+            Pixels::Eight(p) => p.len(),
+            Pixels::Sixteen(p) => 2 * p.len(),
+        }
     }
 
     /// The window of `h`×`w` pixels whose top left corner is at row `y`, column `x`, in [0, 1].
@@ -131,7 +139,95 @@ impl Photo {
     }
 }
 
-/// Whether a JPEG file reaches its end marker. Decoders fill what is missing with grey, which must not be trained on.
+fn wrong(why: &str) -> String {
+    format!("cannot decode this image: {why}; remove it or save it again")
+}
+
+fn is_deep(color: ColorType) -> bool {
+    color.bytes_per_pixel() / color.channel_count() > 1
+}
+
+/// The decoder of a file of `size` bytes, and what its header says; refuses what no such file can hold.
+fn header<'r>(
+    file: impl BufRead + Seek + 'r,
+    size: u64,
+    complete: bool,
+) -> Result<(impl ImageDecoder + 'r, Header), String> {
+    let reader = ImageReader::new(file).with_guessed_format().map_err(|e| wrong(&e.to_string()))?;
+    match reader.format() {
+        Some(ImageFormat::Jpeg) if !complete => return Err(wrong("the JPEG data ends too early")),
+        Some(ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP) => {}
+        _ => return Err(wrong("it is neither a PNG, nor a JPEG, nor a WebP file")),
+    }
+    let png = reader.format() == Some(ImageFormat::Png);
+    let mut decoder = reader.into_decoder().map_err(|e| wrong(&e.to_string()))?;
+    if png && !complete {
+        return Err(wrong("unexpected end of file"));
+    }
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > MAX_PIXELS {
+        return Err(format!(
+            "{width}×{height} pixels, at most {MAX_PIXELS} are read; scale it down or cut it up"
+        ));
+    }
+    let most = size.saturating_mul(PIXELS_PER_BYTE);
+    if pixels > most {
+        return Err(wrong(&format!(
+            "it says it has {width}×{height} pixels, and {size} bytes hold {most} at most"
+        )));
+    }
+    if pixels == 0 {
+        return Err(wrong(&format!("{width}×{height} pixels")));
+    }
+    let turned = decoder.orientation().map_err(|e| wrong(&e.to_string()))?;
+    let turned = matches!(
+        turned,
+        Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH
+    );
+    let (height, width) = if turned { (width, height) } else { (height, width) };
+    let bytes = 3 * pixels as usize * if is_deep(decoder.color_type()) { 2 } else { 1 };
+    Ok((decoder, Header { height: height as usize, width: width as usize, bytes }))
+}
+
+/// How a JPEG file begins.
+const JPEG: [u8; 2] = [0xff, 0xd8];
+/// Bytes at a file's end in which its end marker is looked for first.
+const TAIL: u64 = 32;
+
+/// Whether a PNG or JPEG file of `size` bytes reaches its end marker; others are believed to. Decoders fill what is missing of
+/// a JPEG with grey, which must not be trained on. Reads the end of a file alone, unless something follows the marker.
+fn is_complete(file: &mut (impl Read + Seek), size: u64) -> std::io::Result<bool> {
+    let mut start = [0; 2];
+    file.rewind()?;
+    if size < 2 || file.read_exact(&mut start).is_err() {
+        return Ok(false);
+    }
+    let mut tail = Vec::new();
+    file.seek(SeekFrom::Start(size.saturating_sub(TAIL)))?;
+    file.read_to_end(&mut tail)?;
+    let whole = |file: &mut dyn ReadSeek| -> std::io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match start {
+        JPEG if tail.ends_with(&[0xff, 0xd9]) => Ok(true),
+        JPEG => Ok(jpeg_is_complete(&whole(file)?)),
+        [0x89, b'P'] if tail.windows(4).any(|w| w == b"IEND") => Ok(true),
+        [0x89, b'P'] => Ok(whole(file)?.windows(4).any(|w| w == b"IEND")),
+        _ => Ok(true),
+    }
+}
+
+trait ReadSeek: Read + Seek {}
+impl<T: Read + Seek> ReadSeek for T {}
+
+/// Whether JPEG data reach their end marker.
 fn jpeg_is_complete(bytes: &[u8]) -> bool {
     let mut at = 2; // after the start marker
     while let Some(&[mark, kind]) = bytes.get(at..at + 2) {

@@ -1,130 +1,61 @@
-//! Where pictures come from: a folder of photographs, or procedural dead leaves; and which of them are held out.
+//! Where pictures come from (a folder of photographs, or procedural dead leaves), and which of them are held out.
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use crate::data::{DeadLeaves, Image, Photo};
 use crate::{Error, Result};
 
-/// Pictures that a refusal of a folder names.
-const REFUSALS: usize = 10;
+/// What a picture of a set is, as the subfolders of a folder of pairs are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// The good picture, ground truth.
+    Gt,
+    /// The bad picture a model is given, smaller by the scale.
+    Lr,
+    /// What some upscaler made of the bad picture, of the good one's size: what an adversary learns to imitate.
+    Neg,
+}
 
-/// A numbered collection of pictures, held in memory.
+impl Part {
+    /// The name of its folder.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gt => "gt",
+            Self::Lr => "lr",
+            Self::Neg => "neg",
+        }
+    }
+}
+
+/// A numbered collection of pictures.
 pub trait Source: Send + Sync {
     /// Number of pictures.
     fn len(&self) -> usize;
     /// Name of picture `i` for reports (a file name, or `dead-leaves-0007`).
     fn name(&self, i: usize) -> String;
-    /// Picture `i` (`i < len()`), as it is stored.
-    fn photo(&self, i: usize) -> &Photo;
+    /// Rows and columns of the good picture `i`.
+    fn size(&self, i: usize) -> (usize, usize);
+    /// Is there this part of every picture? The good one always is.
+    fn has(&self, part: Part) -> bool {
+        part == Part::Gt
+    }
+    /// A part, which there is, of picture `i` (`i < len()`), as it is stored.
+    fn photo(&self, i: usize, part: Part) -> Result<Arc<Photo>>;
     /// Whether there is no picture.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Picture `i` (`i < len()`) as floats.
-    fn image(&self, i: usize) -> Image {
-        self.photo(i).image()
-    }
-}
-
-/// The PNG and JPEG files of one folder (not of its subfolders), in the order of their names. All are decoded up front:
-/// 3 bytes a pixel (6 for 16-bit files) of memory.
-pub struct Folder {
-    photos: Vec<(String, Photo)>,
-}
-
-impl Folder {
-    /// Loads every `.png`, `.jpg` and `.jpeg` file of `folder` (case ignored, hidden files skipped); each must measure at
-    /// least `min_side` pixels both ways. Files that cannot be used are the error, all of them.
-    pub fn open(folder: impl AsRef<Path>, min_side: usize) -> Result<Self> {
-        let folder = folder.as_ref();
-        let paths = pictures_of(folder)?;
-        let loaded: Vec<Result<_>> = paths.par_iter().map(|p| load_checked(p, min_side)).collect();
-        let (mut photos, mut refused) = (Vec::new(), Vec::new());
-        for photo in loaded {
-            match photo {
-                Ok(photo) => photos.push(photo),
-                Err(why) => refused.push(why),
-            }
-        }
-        match refused.len() {
-            0 => Ok(Self { photos }),
-            1 => Err(refused.remove(0)),
-            n => Err(Error::format(folder, unusable(n, paths.len(), &refused))),
-        }
-    }
-}
-
-/// The picture files of a folder (not of its subfolders), in the order of their names, at least one.
-pub(crate) fn pictures_of(folder: &Path) -> Result<Vec<PathBuf>> {
-    if !folder.is_dir() {
-        let what = if folder.exists() { "is a file" } else { "does not exist" };
-        return Err(Error::Usage(format!(
-            "{} {what}; wanted a folder of .png and .jpg pictures",
-            folder.display()
-        )));
-    }
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        if is_photo(&path) && path.is_file() {
-            paths.push(path);
-        }
-    }
-    if paths.is_empty() {
-        return Err(Error::format(
-            folder,
-            "no .png, .jpg or .jpeg file in this folder (subfolders are not searched)",
-        ));
-    }
-    paths.sort();
-    Ok(paths)
-}
-
-/// Several refusals in one message: all of them at once, or there is a run for each.
-fn unusable(n: usize, of: usize, refused: &[Error]) -> String {
-    let lines: String = refused.iter().take(REFUSALS).map(|why| format!("\n  {why}")).collect();
-    let more = if n > REFUSALS { format!("\n  … and {} more", n - REFUSALS) } else { String::new() };
-    format!("{n} of its {of} pictures cannot be used:{lines}{more}")
-}
-
-fn is_photo(path: &Path) -> bool {
-    let hidden = path.file_name().is_none_or(|n| n.to_string_lossy().starts_with('.'));
-    let kind = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-    !hidden && matches!(kind.as_deref(), Some("png" | "jpg" | "jpeg"))
-}
-
-fn load_checked(path: &PathBuf, min_side: usize) -> Result<(String, Photo)> {
-    let photo = Photo::load(path)?;
-    let (h, w) = (photo.height(), photo.width());
-    if h.min(w) < min_side {
-        return Err(Error::format(
-            path,
-            format!(
-                "{w}×{h} pixels is smaller than the {min_side}×{min_side} crop; remove it or train on smaller crops"
-            ),
-        ));
-    }
-    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-    Ok((name, photo))
-}
-
-impl Source for Folder {
-    fn len(&self) -> usize {
-        self.photos.len()
-    }
-    fn name(&self, i: usize) -> String {
-        self.photos[i].0.clone()
-    }
-    fn photo(&self, i: usize) -> &Photo {
-        &self.photos[i].1
+    /// The good picture `i` (`i < len()`) as floats.
+    fn image(&self, i: usize) -> Result<Image> {
+        Ok(self.photo(i, Part::Gt)?.image())
     }
 }
 
 /// Dead-leaves pictures, painted up front.
 pub struct DeadLeavesSource {
-    photos: Vec<Photo>,
+    photos: Vec<Arc<Photo>>,
 }
 
 impl DeadLeavesSource {
@@ -141,7 +72,8 @@ impl DeadLeavesSource {
     /// Pictures 0…`n`−1 of `seed`, `size`×`size` pixels each.
     pub fn new(n: usize, seed: u64, size: usize) -> Result<Self> {
         let leaves = DeadLeaves::new(seed, size)?;
-        let photos = (0..n as u64).into_par_iter().map(|i| Photo::from_image(&leaves.image(i))).collect();
+        let photos =
+            (0..n as u64).into_par_iter().map(|i| Arc::new(Photo::from_image(&leaves.image(i)))).collect();
         Ok(Self { photos })
     }
 
@@ -158,8 +90,14 @@ impl Source for DeadLeavesSource {
     fn name(&self, i: usize) -> String {
         format!("dead-leaves-{i:04}")
     }
-    fn photo(&self, i: usize) -> &Photo {
-        &self.photos[i]
+    fn size(&self, i: usize) -> (usize, usize) {
+        (self.photos[i].height(), self.photos[i].width())
+    }
+    fn photo(&self, i: usize, part: Part) -> Result<Arc<Photo>> {
+        if part == Part::Gt {
+            return Ok(self.photos[i].clone());
+        }
+        Err(Error::Usage(format!("dead leaves have no {}/ beside them", part.name())))
     }
 }
 
@@ -215,6 +153,6 @@ mod tests {
     fn painting_in_parallel_is_painting() {
         let source = DeadLeavesSource::new(5, 9, 48).unwrap();
         let leaves = DeadLeaves::new(9, 48).unwrap();
-        assert!((0..5).all(|i| source.image(i) == leaves.image(i as u64)));
+        assert!((0..5).all(|i| source.image(i).unwrap() == leaves.image(i as u64)));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
-use crate::data::source::pictures_of;
+use crate::data::folder::pictures_of;
 use crate::data::{Image, Photo, pil};
 use crate::{Error, Result};
 

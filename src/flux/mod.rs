@@ -1,4 +1,4 @@
-//! The model: FLUX with a condition branch, adapter files, weights, schedules, sampler.
+//! The model: FLUX with a condition branch, adapter files, weights, schedules, sampler; the networks of its latents.
 //!
 //! Responsible for what a FLUX transformer is (its dimensions, weights, adapters, noise levels) and for the files it
 //! shares with diffusers and PEFT. Must not know data, losses, training stages or the command line.
@@ -8,6 +8,7 @@ pub mod lora;
 pub mod params;
 pub mod sampler;
 pub mod schedule;
+pub mod taef1;
 pub mod transformer;
 pub mod weights;
 
@@ -15,5 +16,6 @@ pub use config::FluxConfig;
 pub use lora::{AdapterFile, LoraModule};
 pub use params::{Adapter, Weights};
 pub use schedule::LrSchedule;
+pub use taef1::Taef1;
 pub use transformer::Flux;
 pub use weights::{Folder, SafeFile};

@@ -1,7 +1,7 @@
 //! A trained run, ready to restore images.
 
 use crate::autograd::{Tape, Var};
-use crate::data::{HaarCodec, Image, LqResize};
+use crate::data::{Codec, Image, LqResize};
 use crate::engine::{Device, Philox, Tensor};
 use crate::flux::config::FluxConfig;
 use crate::flux::lora::AdapterFile;
@@ -13,7 +13,7 @@ use crate::ops::patch::{Pack, Unpack};
 use crate::{Error, Result};
 use std::path::Path;
 
-/// Super-resolution factor of the models this codec serves.
+/// Super-resolution factor of the models.
 pub const SCALE: usize = 4;
 
 /// Seed of the sampler's noise, the same before each image (the reference's).
@@ -23,7 +23,7 @@ pub const SAMPLE_SEED: u64 = 42;
 pub mod layout {
     /// The base model: `config.json` and its weights.
     pub const BASE: &str = "base";
-    /// The latent codec's statistics.
+    /// The latent codec.
     pub const CODEC: &str = "codec.json";
     /// The super-resolution adapter.
     pub const SFT: &str = "base_sft";
@@ -38,7 +38,7 @@ pub struct Model {
     /// The transformer's structure.
     pub config: FluxConfig,
     /// Pixels ↔ latents.
-    pub codec: HaarCodec,
+    pub codec: Codec,
     /// How LQ was brought to HQ size in training.
     pub lq_resize: LqResize,
     /// The base weights.
@@ -62,12 +62,10 @@ fn expect_run(run: &Path) -> Result<()> {
     }
 }
 
-/// Reads a codec's statistics from a run directory.
-pub fn load_codec(run: &Path) -> Result<HaarCodec> {
+/// Reads a run directory's codec; one that is a network will compute on `device`.
+pub fn load_codec(run: &Path, device: &Device) -> Result<Codec> {
     expect_run(run)?;
-    let path = run.join(layout::CODEC);
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    serde_json::from_str(&text).map_err(|e| Error::format(&path, e.to_string()))
+    Codec::load(run.join(layout::CODEC), device)
 }
 
 impl Model {
@@ -94,7 +92,7 @@ impl Model {
             }
             loaded.push(Adapter::frozen(&file, 1.0));
         }
-        Ok(Self { config, codec: load_codec(run)?, lq_resize, weights, adapters: loaded })
+        Ok(Self { config, codec: load_codec(run, device)?, lq_resize, weights, adapters: loaded })
     }
 
     /// Restores low-quality images of equal size in one batch, with `steps` Euler steps. `corners[i]` is the position
@@ -114,9 +112,7 @@ impl Model {
         let mut noise = Vec::with_capacity(cond.capacity());
         for (image, &corner) in lq.iter().zip(corners) {
             let up = self.lq_resize.apply(image, image.height * SCALE, image.width * SCALE);
-            let mut z = vec![0.0; c * h * w];
-            self.codec.encode(&up, &mut z)?;
-            cond.extend(z);
+            cond.extend(self.codec.encode(&up)?);
             noise.extend(noise_window(c, h, w, corner));
         }
         let shape = [lq.len(), c, h, w];

@@ -16,7 +16,8 @@ pub struct Tiling {
     pub batch: usize,
 }
 
-/// Restores `lq` ×4 with `steps` Euler steps per tile. Images smaller than a tile are padded by reflection and cut back.
+/// Restores `lq` ×4 with `steps` Euler steps per tile. Images smaller than a tile, or that the codec's cells do not divide,
+/// are padded by reflection and cut back.
 /// `progress` is told tiles done and in all.
 pub fn upscale(
     model: &Model,
@@ -27,12 +28,16 @@ pub fn upscale(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Image> {
     let Tiling { tile, overlap, batch } = tiling;
-    let (h, w) = (lq.height.max(tile), lq.width.max(tile));
+    // A latent cell is `block` high-quality pixels: tiles begin where cells do.
+    let block = model.codec.block();
+    let cell = block.div_ceil(SCALE);
+    let [h, w] = [lq.height, lq.width].map(|side| side.max(tile).next_multiple_of(cell));
     let padded =
         Image::from_fn(h, w, |c, y, x| lq.plane(c)[reflect(y, lq.height) * lq.width + reflect(x, lq.width)]);
-    let corners: Vec<(usize, usize)> = starts(h, tile, overlap)
+    let step = tile.saturating_sub(overlap) / cell * cell;
+    let corners: Vec<(usize, usize)> = starts(h, tile, step)
         .into_iter()
-        .flat_map(|y| starts(w, tile, overlap).into_iter().map(move |x| (y, x)))
+        .flat_map(|y| starts(w, tile, step).into_iter().map(move |x| (y, x)))
         .collect();
     let (oh, ow, side) = (h * SCALE, w * SCALE, tile * SCALE);
     let mut sum = Image::zeros(oh, ow);
@@ -41,8 +46,8 @@ pub fn upscale(
     let mut done = 0;
     for group in corners.chunks(batch.max(1)) {
         let tiles = group.iter().map(|&(y, x)| padded.crop(y, x, tile, tile)).collect::<Result<Vec<_>>>()?;
-        // A latent cell is 4 high-quality pixels, hence one low-quality pixel: tile corners are noise corners.
-        for (restored, &(y, x)) in model.restore(&tiles, group, steps, device)?.iter().zip(group) {
+        let cells: Vec<_> = group.iter().map(|&(y, x)| (y * SCALE / block, x * SCALE / block)).collect();
+        for (restored, &(y, x)) in model.restore(&tiles, &cells, steps, device)?.iter().zip(group) {
             for r in 0..side {
                 for q in 0..side {
                     let (at, k) = ((y * SCALE + r) * ow + x * SCALE + q, ramp[r] * ramp[q]);
@@ -62,9 +67,9 @@ pub fn upscale(
     sum.crop(0, 0, lq.height * SCALE, lq.width * SCALE)
 }
 
-/// Where tiles begin: steps of `tile − overlap`, the last flush with the end.
-fn starts(len: usize, tile: usize, overlap: usize) -> Vec<usize> {
-    let mut at: Vec<usize> = (0..=len - tile).step_by(tile.saturating_sub(overlap).max(1)).collect();
+/// Where tiles begin: `step` apart, the last flush with the end.
+fn starts(len: usize, tile: usize, step: usize) -> Vec<usize> {
+    let mut at: Vec<usize> = (0..=len - tile).step_by(step.max(1)).collect();
     if at.last() != Some(&(len - tile)) {
         at.push(len - tile);
     }
@@ -94,7 +99,7 @@ mod tests {
     #[test]
     fn tiles_cover_everything_and_reach_the_end() {
         for len in 16..90 {
-            let at = starts(len, 16, 4);
+            let at = starts(len, 16, 12);
             assert_eq!((at[0], at[at.len() - 1]), (0, len - 16));
             assert!(at.windows(2).all(|p| p[1] > p[0] && p[1] - p[0] <= 12));
         }

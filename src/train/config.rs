@@ -2,8 +2,8 @@
 //! that no single option can make.
 
 use super::options::{
-    DataOptions, Group, ModelOptions, Named, OptionInfo, PreferenceOptions, RunOptions, Section, SftOptions,
-    StageName, StageOptions,
+    AdversaryOptions, DataOptions, Group, ModelOptions, Named, OptionInfo, PreferenceOptions, RunOptions,
+    Section, SftOptions, StageName, StageOptions,
 };
 use crate::error::did_you_mean;
 use crate::{Error, Result};
@@ -37,6 +37,8 @@ pub struct Config {
     pub asdpo: StageOptions,
     /// `[sft]`, what only it has.
     pub sft_data: SftOptions,
+    /// `[adversary]`, what only it has.
+    pub adversary_data: AdversaryOptions,
     /// `[asdpo]`, what only it has.
     pub preference: PreferenceOptions,
 }
@@ -52,19 +54,21 @@ impl Default for Config {
             adversary: StageOptions::defaults(Section::Adversary),
             asdpo: StageOptions::defaults(Section::Asdpo),
             sft_data: SftOptions::defaults(Section::Sft),
+            adversary_data: AdversaryOptions::defaults(Section::Adversary),
             preference: PreferenceOptions::defaults(Section::Asdpo),
         }
     }
 }
 
 /// The option groups, each with a line for the help text.
-fn groups() -> [(&'static str, Vec<OptionInfo>); 6] {
+fn groups() -> [(&'static str, Vec<OptionInfo>); 7] {
     [
         ("The run as a whole", RunOptions::table()),
         ("Images and their degradation", DataOptions::table()),
         ("The transformer", ModelOptions::table()),
         ("Every training stage", StageOptions::table()),
         ("The super-resolution adapter's stage besides", SftOptions::table()),
+        ("The adversary's stage besides", AdversaryOptions::table()),
         ("The preference stage besides", PreferenceOptions::table()),
     ]
 }
@@ -180,7 +184,7 @@ impl Config {
             Section::Model => vec![&mut self.model],
             Section::Base => vec![&mut self.base],
             Section::Sft => vec![&mut self.sft, &mut self.sft_data],
-            Section::Adversary => vec![&mut self.adversary],
+            Section::Adversary => vec![&mut self.adversary, &mut self.adversary_data],
             Section::Asdpo => vec![&mut self.asdpo, &mut self.preference],
         }
     }
@@ -192,7 +196,7 @@ impl Config {
             Section::Model => self.model.get(key),
             Section::Base => self.base.get(key),
             Section::Sft => self.sft.get(key).or_else(|| self.sft_data.get(key)),
-            Section::Adversary => self.adversary.get(key),
+            Section::Adversary => self.adversary.get(key).or_else(|| self.adversary_data.get(key)),
             Section::Asdpo => self.asdpo.get(key).or_else(|| self.preference.get(key)),
         }
     }
@@ -263,6 +267,14 @@ impl Config {
                     "data.held_out = {} leaves none of data.images = {} to train on",
                     d.held_out, d.images
                 ),
+            ),
+            (
+                !d.latent_cache.is_empty() && d.pool == 0,
+                "data.latent_cache without data.pool: there is no end of samples to keep; say how many there are".to_owned(),
+            ),
+            (
+                !d.held_out_names.is_empty() && d.source == "dead-leaves",
+                "data.held_out_names is for a folder of pictures, data.source = \"dead-leaves\"; use data.held_out".to_owned(),
             ),
             reversed("data.blur_min", d.blur_min, "data.blur_max", d.blur_max),
             reversed("data.jpeg_min", d.jpeg_min, "data.jpeg_max", d.jpeg_max),

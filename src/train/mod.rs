@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod data;
 pub mod environment;
 mod evaluation;
 mod export;

@@ -5,7 +5,7 @@
 //! `key: type = default => [Section: its default, …], range, only [Section, …];`.
 
 use super::objective::Adversary;
-use crate::data::{DeadLeavesSource, LqResize};
+use crate::data::{Codec, DeadLeavesSource, LqResize};
 use crate::engine::DType;
 use crate::error::did_you_mean;
 use crate::flux::schedule::LrSchedule;
@@ -394,7 +394,7 @@ options! {
 
     /// `[data]`
     DataOptions in [Data] {
-        /// Where images come from: "dead-leaves" (drawn by the program) or a folder of pictures.
+        /// Where images come from: "dead-leaves" (drawn by the program), a folder of pictures, or one of pairs: gt/ and lr/.
         source: String = "dead-leaves".to_owned(), Any;
         /// Drawn images in all, held-out ones included (dead leaves only; of a folder every picture is taken).
         images: usize = 144, 0..=100_000_000;
@@ -404,6 +404,18 @@ options! {
         image_size: usize = 192, 8..=16384;
         /// Images kept out of training, for the evaluation; of a folder a quarter at most.
         held_out: usize = 24, 1..=1_000_000;
+        /// Names of the pictures to keep out of training, without what follows the last dot, in place of the last ones
+        /// (folders only).
+        held_out_names: Vec<String> = Vec::new(), Any;
+        /// Different training samples (crop, flips, degradation) there are in all; 0: no end of them.
+        pool: usize = 0, 0..=100_000_000;
+        /// Folder to keep the latents of a pool in, for this run and others; empty: they are made each time.
+        latent_cache: String = String::new(), Any;
+        /// Memory for decoded pictures, in MiB; more of them than fit are read again (folders only).
+        memory: usize = 1024, 1..=1_048_576;
+        /// The latent codec: "haar", fitted to the images, or a folder or file with the weights of TAEF1, whose latents are
+        /// FLUX.1's (crop: a multiple of 16).
+        codec: String = Codec::HAAR.to_owned(), Any;
         /// Side of a training crop, in pixels of the high-quality image.
         crop: usize = 64, 8..=8192;
         /// Super-resolution factor.
@@ -484,6 +496,15 @@ options! {
         blur_max: f32 = 0.0, 0.0..=10.0;
         /// Greatest noise in this stage, in units of 1/255; 0: that of data.noise_max.
         noise_max: f32 = 0.0, 0.0..=255.0;
+    }
+
+    /// What `[adversary]` has besides: what it learns to imitate.
+    AdversaryOptions in [Adversary] {
+        /// A folder of pairs, gt/ and lr/, with some upscaler's outputs in neg/; empty: data.source. Pictures called as one
+        /// held out are left out.
+        source: String = String::new(), Any;
+        /// The folder of the upscaler's outputs, if it is not neg/; where there are none, the program makes bad ones itself.
+        negatives: String = String::new(), Any;
     }
 
     /// What `[asdpo]` has besides: the preference objective (METHOD §4 to §6).

@@ -7,15 +7,14 @@ use super::objective::Adversary;
 use super::options::{Precision, StageName};
 use super::stages::{Artifacts, Context, Progress, missing};
 use super::validation::Validation;
-use super::{environment, evaluation, tensorboard};
-use crate::data::{DeadLeavesSource, Degradation, Folder, HaarCodec, Sampler, Source, Split};
+use super::{data, environment, evaluation, tensorboard};
+use crate::data::{Codec, Part, Sampler};
 use crate::engine::Device;
 use crate::files::{expect_space, remove_leftovers, write_atomic};
 use crate::flux::config::FluxConfig;
 use crate::infer::model::{SCALE, layout, load_codec};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -45,31 +44,6 @@ pub(super) fn flux_config(config: &Config, channels: usize) -> Result<FluxConfig
     };
     flux.validate()?;
     Ok(flux)
-}
-
-/// The image source and how it is split.
-pub(super) fn source(config: &Config) -> Result<(Arc<dyn Source>, Split)> {
-    let d = &config.data;
-    if d.source == "dead-leaves" {
-        let source = DeadLeavesSource::new(d.images, d.seed, d.image_size)?;
-        return Ok((Arc::new(source), Split::last(d.images, d.held_out)?));
-    }
-    let folder = Folder::open(&d.source, d.crop)?;
-    let photos = Split::photos(folder.len())?;
-    let split =
-        if d.held_out < photos.held_out.len() { Split::last(folder.len(), d.held_out)? } else { photos };
-    Ok((Arc::new(folder), split))
-}
-
-pub(super) fn degradation(config: &Config) -> Degradation {
-    let d = &config.data;
-    let quality = |q: usize| u8::try_from(q).unwrap_or(100);
-    Degradation {
-        blur: (d.blur_min, d.blur_max),
-        noise: (0.0, d.noise_max),
-        jpeg: (d.jpeg_max > 0).then(|| (quality(d.jpeg_min.max(1)), quality(d.jpeg_max))),
-        scale: d.scale,
-    }
 }
 
 /// Where a run begins.
@@ -122,16 +96,28 @@ pub fn run(
         }
     };
     let from = Some(Path::new(&config.run.from)).filter(|p| !p.as_os_str().is_empty());
-    let (source, split) = source(config)?;
+    let (source, split) = data::source(config)?;
     let names: Vec<String> = split.held_out.iter().map(|&i| source.name(i)).collect();
     progress.say(&format!("{} images to train on, {} held out", split.train.len(), names.len()));
-    let codec: HaarCodec = match from {
-        Some(run) => load_codec(run)?,
-        None => Sampler::fit_codec(&*source, &split)?,
+    let imitated = data::adversary(config, &names)?;
+    if let Some((source, split)) = &imitated {
+        let kind = if source.has(Part::Neg) { "an upscaler's outputs" } else { "made worse here" };
+        let (n, held) = (split.train.len(), split.held_out.len());
+        progress.say(&format!("{n} images for the adversary, {held} held out, {kind}"));
+    }
+    let theirs = match (&resumed, from) {
+        (Some(_), _) => Some((out, Codec::load(out.join(layout::CODEC), &Device::cpu())?)),
+        (None, Some(run)) => Some((run, load_codec(run, &Device::cpu())?)),
+        (None, None) => None,
     };
+    let codec = data::codec(config, theirs, &*source, &split)?;
+    if let Some(said) = data::expect_room(config, &codec)? {
+        progress.say(&said);
+    }
     let flux = flux_config(config, codec.channels())?;
-    let sampler = Sampler::new(source, split, config.data.crop, degradation(config), codec, config.run.seed)?
-        .resizing(config.data.lq_resize);
+    let imitated =
+        imitated.map(|(source, split)| data::sampler(config, source, split, codec.clone())).transpose()?;
+    let sampler = data::sampler(config, source, split, codec)?;
     let mut made = Artifacts::default();
     if let Some(run) = from {
         made.load(run, &[layout::BASE, layout::SFT, layout::ADVERSARY, layout::ASDPO], &flux, device)?;
@@ -151,15 +137,18 @@ pub fn run(
     }
     remove_all_leftovers(out)?;
     write_atomic(out.join(CONFIG), config.to_toml().as_bytes())?;
-    let codec_json =
-        serde_json::to_string_pretty(sampler.codec()).map_err(|e| Error::format(out, e.to_string()))?;
-    write_atomic(out.join(layout::CODEC), codec_json.as_bytes())?;
+    write_atomic(out.join(layout::CODEC), sampler.codec().to_json()?.as_bytes())?;
     environment::note_session(out)?;
     let lines = resumed.as_ref().map_or((0, 0), |c| (c.record.log_lines, c.record.validation_lines));
     let mut logs = Logs::open(out, lines)?;
     let earlier: f64 = StageSummary::of_run(out)?.iter().map(|s| s.seconds).sum();
-    let validation = Validation::new(&sampler, config.run.validation_crops, config.run.eval_steps, device)?;
-    let context = Context { config, flux, device: device.clone(), sampler, validation, out, progress, stop };
+    let look = |sampler: &Sampler| {
+        Validation::new(sampler, config.run.validation_crops, config.run.eval_steps, device)
+    };
+    let validation = look(&sampler)?;
+    let imitated = imitated.map(|s| look(&s).map(|validation| (s, validation))).transpose()?;
+    let context =
+        Context { config, flux, device: device.clone(), sampler, validation, imitated, out, progress, stop };
     for &stage in config.run.stages.iter().filter(|s| !finished.contains(s)) {
         let start = resumed.as_ref().filter(|c| c.stage == stage);
         context.run(stage, start, &mut made, &mut logs)?;

@@ -44,6 +44,8 @@ pub struct Context<'r> {
     pub sampler: Sampler,
     /// Held-out images, for a look during training.
     pub validation: Validation,
+    /// Both for the adversary, where it has others.
+    pub imitated: Option<(Sampler, Validation)>,
     /// The run directory.
     pub out: &'r Path,
     /// Watches.
@@ -74,7 +76,7 @@ pub(super) struct Plan {
     below: Vec<AdapterFile>,
     /// The frozen adversary of the preference stage.
     beside: Option<AdapterFile>,
-    /// The stage's own training pairs, where it shifts the degradation.
+    /// The stage's own training pairs, where they are not the run's.
     pub sampler: Option<Sampler>,
 }
 
@@ -127,6 +129,7 @@ impl Context<'_> {
                 adapter: Some(layout::ADVERSARY),
                 base: Some(base()?),
                 below: made.adapters.get(layout::SFT).cloned().into_iter().collect(),
+                sampler: self.imitated.as_ref().map(|(sampler, _)| sampler.clone()),
                 ..plan
             },
             StageName::Asdpo => Plan {

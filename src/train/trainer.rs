@@ -241,7 +241,9 @@ impl Context<'_> {
             let (weights, adapters) = plan.model(self.config, params)?;
             let policy =
                 Policy { config: &self.flux, weights: &weights, adapters: &adapters, acting: plan.policy() };
-            self.validation.look(&policy, towards_bad, self.out, at)
+            let imitated = self.imitated.as_ref().filter(|_| towards_bad);
+            let validation = imitated.map_or(&self.validation, |(_, validation)| validation);
+            validation.look(&policy, towards_bad, self.out, at)
         })?;
         let preference = plan.stage == StageName::Asdpo;
         look.warnings = state.monitor.validation(look.loss, &look.metrics, preference);

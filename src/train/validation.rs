@@ -3,7 +3,7 @@
 
 use super::objective::{Mode, Text, flow_matching, velocity};
 use crate::autograd::{Tape, Var};
-use crate::data::{HaarCodec, Image, LqResize, Sampler, bad_upscale, montage, nearest, torch_up};
+use crate::data::{Codec, EvalPair, Image, LqResize, Sampler, bad_upscale, montage, nearest, torch_up};
 use crate::engine::{Device, Philox, Tensor};
 use crate::eval::{Metrics, evaluate};
 use crate::flux::config::FluxConfig;
@@ -30,7 +30,7 @@ pub struct Validation {
     lq: Vec<Image>,
     hq: Vec<Image>,
     bad: Vec<Image>,
-    codec: HaarCodec,
+    codec: Codec,
     lq_resize: LqResize,
     hq_latents: Tensor,
     bad_latents: Tensor,
@@ -74,7 +74,8 @@ impl Validation {
     /// The first `crops` held-out crops of `sampler`, restored in `steps` Euler steps.
     pub fn new(sampler: &Sampler, crops: usize, steps: usize, device: &Device) -> Result<Self> {
         let pairs = sampler.held_out(crops)?;
-        let bad: Vec<Image> = pairs.iter().map(|p| bad_upscale(&p.lq, SCALE)).collect();
+        let bad = |p: &EvalPair| p.neg.clone().unwrap_or_else(|| bad_upscale(&p.lq, SCALE));
+        let bad: Vec<Image> = pairs.iter().map(bad).collect();
         let side = sampler.crop() / sampler.codec().block();
         let shape = [crops, sampler.codec().channels(), side, side];
         let planes = |parts: Vec<Vec<f32>>| Tensor::from_slice(device, &shape, &parts.concat());

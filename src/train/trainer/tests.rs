@@ -5,12 +5,13 @@
 
 use super::*;
 use crate::autograd::ParamSet;
-use crate::data::Sampler;
+use crate::data::{Codec, Sampler};
 use crate::engine::{Device, Philox, Tensor};
 use crate::flux::params::Weights;
 use crate::infer::model::layout;
 use crate::train::config::Config;
-use crate::train::run::{degradation, flux_config, source};
+use crate::train::data;
+use crate::train::run::flux_config;
 use crate::train::stages::Progress;
 use crate::train::validation::Validation;
 use std::collections::BTreeMap;
@@ -40,14 +41,14 @@ fn config(sets: &str) -> Config {
 
 /// What a run that makes its own codec gives its stages.
 fn context<'r>(config: &'r Config, device: &Device, out: &'r Path) -> Context<'r> {
-    let (source, split) = source(config).unwrap();
-    let codec = Sampler::fit_codec(&*source, &split).unwrap();
+    let (source, split) = data::source(config).unwrap();
+    let codec = Codec::from(Sampler::fit_codec(&*source, &split).unwrap());
     let flux = flux_config(config, codec.channels()).unwrap();
-    let sampler =
-        Sampler::new(source, split, config.data.crop, degradation(config), codec, config.run.seed).unwrap();
+    let sampler = data::sampler(config, source, split, codec).unwrap();
     let validation =
         Validation::new(&sampler, config.run.validation_crops, config.run.eval_steps, device).unwrap();
-    Context { config, flux, device: device.clone(), sampler, validation, out, progress: &Silent, stop: &STOP }
+    let (device, progress, stop) = (device.clone(), &Silent, &STOP);
+    Context { config, flux, device, sampler, validation, imitated: None, out, progress, stop }
 }
 
 /// A stage under way on one device.

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
-    /// The folder of true pictures: png or jpeg
+    /// The folder of true pictures: png, jpeg or webp
     #[arg(long, value_name = "DIR")]
     gt: PathBuf,
     /// A method's name and its folder; one or more

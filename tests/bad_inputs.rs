@@ -171,6 +171,7 @@ const CASES: &[Case] = &[
     ("upscale with a run without its codec", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| fs::remove_file(d.join("run/codec.json")).unwrap()),
     ("upscale with a damaged codec", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| write(d, "run/codec.json", r#"{"mean": [0.0], "std": [1.0]}"#)),
     ("upscale with a run without its options", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| fs::remove_file(d.join("run/config.toml")).unwrap()),
+    ("upscale with an unknown colour fix", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run --color-fix adane", AS_IT_IS),
     ("inspect a missing path", "inspect [DIR]/none", AS_IT_IS),
     ("inspect a run with a damaged summary", "inspect [DIR]/run", |d| write(d, "run/summary.json", "{")),
     ("report of what is no run", "report [DIR]/photos", AS_IT_IS),
@@ -179,6 +180,27 @@ const CASES: &[Case] = &[
     ("verify in a missing folder", "verify --fixtures [DIR]/none", AS_IT_IS),
     ("verify on a device that is none", "verify --device cuda:x", AS_IT_IS),
     ("kernels for the CPU", "warm --device cpu", AS_IT_IS),
+
+    // Scoring folders of pictures.
+    ("nothing to score", "eval --gt [DIR]/photos", AS_IT_IS),
+    ("a method without a name", "eval --gt [DIR]/photos --sr [DIR]/photos", AS_IT_IS),
+    ("two methods of one name", "eval --gt [DIR]/photos --sr a:[DIR]/photos a:[DIR]/photos", AS_IT_IS),
+    ("no folder of the truth", "eval --gt [DIR]/none --sr a:[DIR]/photos", AS_IT_IS),
+    ("no folder of a method", "eval --gt [DIR]/photos --sr a:[DIR]/photos b:[DIR]/none", AS_IT_IS),
+    ("a method's folder without pictures", "eval --gt [DIR]/photos --sr a:[DIR]/run/base", AS_IT_IS),
+    ("no picture has a partner", "eval --gt [DIR]/photos --sr a:[DIR]/sr", |d| picture(d, "sr/0x4.png", 48, 48)),
+    ("pictures without a partner, broken ones, small ones", "eval --gt [DIR]/photos --sr a:[DIR]/photos b:[DIR]/sr --json [DIR]/x.json", |d| {
+        write(d, "sr/0.png", "no picture");
+        picture(d, "sr/1.png", 40, 7);
+        picture(d, "sr/3.png", 48, 48);
+    }),
+    ("two pictures of one name", "eval --gt [DIR]/photos --sr a:[DIR]/photos", |d| jpeg(d, "photos/0.jpg")),
+    ("scores written among the pictures", "eval --gt [DIR]/photos --sr a:[DIR]/photos --json [DIR]/run/../photos/x.json", AS_IT_IS),
+    ("scores written into a missing folder", "eval --gt [DIR]/photos --sr a:[DIR]/photos --csv [DIR]/none/x.csv", AS_IT_IS),
+    ("two files of scores of one name", "eval --gt [DIR]/photos --sr a:[DIR]/photos --csv [DIR]/x --json [DIR]/run/../x", AS_IT_IS),
+    ("weights of a metric that are not there", "eval --gt [DIR]/photos --sr a:[DIR]/photos --dists [DIR]/dists.safetensors", AS_IT_IS),
+    ("weights of no metric", "eval --gt [DIR]/photos --sr a:[DIR]/photos --lpips-alex [DIR]/run/base/diffusion_pytorch_model.safetensors", AS_IT_IS),
+    ("weights of half a metric", "eval --gt [DIR]/photos --sr a:[DIR]/photos --lpips-alex [DIR]/x.safetensors", |d| tensors(d, r#"{"features.10.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 4)),
 ];
 
 /// The options of the small run.

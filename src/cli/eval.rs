@@ -20,7 +20,7 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
-    /// The folder of true pictures: png or jpeg
+    /// The folder of true pictures: png, jpeg or webp
     #[arg(long, value_name = "DIR")]
     gt: PathBuf,
     /// A method's name and its folder; one or more
@@ -164,8 +164,7 @@ fn table(results: &Results, terminal: bool) -> String {
     let names: Vec<&str> = results.methods.iter().map(|m| m.name.as_str()).collect();
     let first = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let mut out = " ".repeat(first);
-    let heads: Vec<String> =
-        shown.iter().map(|&k| format!("{} {}", MEASURES[k].title, MEASURES[k].mark())).collect();
+    let heads: Vec<String> = shown.iter().map(|&k| MEASURES[k].head()).collect();
     heads.iter().for_each(|head| out += &format!("  {head} "));
     out = format!("{}\n", out.trim_end());
     for (m, method) in results.methods.iter().enumerate() {

@@ -148,7 +148,7 @@ fn partners(
     if a.is_disjoint(&b) {
         let (folder, gt) = (folder.display(), gt.display());
         faults.push(format!(
-            "{folder} ({name}): none of its {} pictures is named as one of the {} in {gt}",
+            "{folder} ({name}): not one of its pictures ({}) is named as one of those ({}) in {gt}",
             b.len(),
             a.len()
         ));

@@ -16,9 +16,9 @@ pub enum Convention {
 
 /// What is measured of one pair.
 pub struct Pair {
-    /// See [`psnr`].
+    /// See [`psnr()`].
     pub psnr_y: f64,
-    /// See [`ssim`].
+    /// See [`ssim()`].
     pub ssim_y: f64,
     /// See [`lsd_db`].
     pub lsd_db: f64,

@@ -27,26 +27,34 @@ pub struct Measure {
     pub key: &'static str,
     /// What people call it.
     pub title: &'static str,
+    /// Its unit, or nothing.
+    pub unit: &'static str,
     /// Which way.
     pub better: Better,
     /// Digits after the point that mean something.
     pub digits: usize,
 }
 
-const fn measure(key: &'static str, title: &'static str, better: Better, digits: usize) -> Measure {
-    Measure { key, title, better, digits }
+const fn measure(
+    key: &'static str,
+    title: &'static str,
+    unit: &'static str,
+    better: Better,
+    digits: usize,
+) -> Measure {
+    Measure { key, title, unit, better, digits }
 }
 
 /// Every column, in the order of [`Figures::values`].
 pub const MEASURES: [Measure; 8] = [
-    measure("psnr_y", "PSNR-Y, dB", Better::More, 2),
-    measure("ssim_y", "SSIM-Y", Better::More, 4),
-    measure("lpips_alex", "LPIPS (alex)", Better::Less, 4),
-    measure("lpips_vgg", "LPIPS (vgg)", Better::Less, 4),
-    measure("dists", "DISTS", Better::Less, 4),
-    measure("lsd_db", "LSD, dB", Better::Less, 2),
-    measure("rlsd_db", "radial LSD, dB", Better::Less, 2),
-    measure("hf_ratio", "hf ratio", Better::One, 3),
+    measure("psnr_y", "PSNR-Y", "dB", Better::More, 2),
+    measure("ssim_y", "SSIM-Y", "", Better::More, 4),
+    measure("lpips_alex", "LPIPS (alex)", "", Better::Less, 4),
+    measure("lpips_vgg", "LPIPS (vgg)", "", Better::Less, 4),
+    measure("dists", "DISTS", "", Better::Less, 4),
+    measure("lsd_db", "LSD", "dB", Better::Less, 2),
+    measure("rlsd_db", "radial LSD", "dB", Better::Less, 2),
+    measure("hf_ratio", "hf ratio", "", Better::One, 3),
 ];
 
 impl Measure {
@@ -66,6 +74,12 @@ impl Measure {
             Better::Less => "↓",
             Better::One => "→ 1",
         }
+    }
+
+    /// The head of a column: title, unit, mark.
+    pub fn head(&self) -> String {
+        let comma = if self.unit.is_empty() { "" } else { ", " };
+        format!("{}{comma}{} {}", self.title, self.unit, self.mark())
     }
 
     /// `value` with the digits that mean something.

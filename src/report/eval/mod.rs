@@ -31,6 +31,11 @@ fn measured(results: &Results) -> Vec<usize> {
     (0..MEASURES.len()).filter(|&k| results.methods.iter().any(|m| m.mean.values()[k].is_some())).collect()
 }
 
+/// The head of a column, which breaks at blanks alone.
+fn head(k: usize) -> String {
+    MEASURES[k].head().replace('-', "\u{2011}")
+}
+
 /// A figure of measure `k` as a cell says it.
 fn figure(k: usize, value: Option<f64>) -> String {
     value.map_or("–".to_owned(), |v| MEASURES[k].format(v))
@@ -42,7 +47,7 @@ fn verdict(results: &Results) -> String {
     let pictures = if n == 1 { "1 picture".to_owned() } else { format!("{n} pictures") };
     let best_in = |m: usize| {
         let titles = measured(results).into_iter().filter(|&k| results.best(k) == Some(m));
-        titles.map(|k| MEASURES[k].title.trim_end_matches(", dB")).collect::<Vec<_>>().join(", ")
+        titles.map(|k| MEASURES[k].title).collect::<Vec<_>>().join(", ")
     };
     let won: Vec<String> = (0..results.methods.len())
         .map(|m| (m, best_in(m)))
@@ -54,8 +59,7 @@ fn verdict(results: &Results) -> String {
 
 fn means(results: &Results) -> String {
     let shown = measured(results);
-    let titles: Vec<String> =
-        shown.iter().map(|&k| format!("{} {}", MEASURES[k].title, MEASURES[k].mark())).collect();
+    let titles: Vec<String> = shown.iter().map(|&k| head(k)).collect();
     let head: Vec<&str> = [""].into_iter().chain(titles.iter().map(String::as_str)).collect();
     let row = |(m, method): (usize, &crate::eval::results::MethodResults)| {
         let cell = |&k: &usize| {
@@ -132,15 +136,13 @@ fn every_picture(results: &Results) -> String {
     out += "<div class=\"scroll tall\" tabindex=\"0\"><table class=\"sortable\"><thead><tr><th scope=\"col\">picture</th>";
     out += if several { "<th scope=\"col\">method</th>" } else { "" };
     for &k in &shown {
-        let (sort, better) =
-            if k == judge { (" aria-sort=\"descending\"", &MEASURES[k]) } else { ("", &MEASURES[k]) };
-        let way = match better.better {
+        let sort = if k == judge { " aria-sort=\"descending\"" } else { "" };
+        let way = match MEASURES[k].better {
             Better::More => "more",
             Better::Less => "less",
             Better::One => "one",
         };
-        out +=
-            &format!("<th scope=\"col\" data-better=\"{way}\"{sort}>{} {}</th>", better.title, better.mark());
+        out += &format!("<th scope=\"col\" data-better=\"{way}\"{sort}>{}</th>", head(k));
     }
     out += "</tr></thead><tbody>\n";
     let badness = |&(m, i): &(usize, usize)| {

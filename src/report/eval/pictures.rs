@@ -65,7 +65,10 @@ fn case(results: &Results, folders: &Folders, i: usize, reason: &str) -> Result<
         let values = method.images[i].values();
         let shown = [0, results.judge()];
         let kept = if shown[0] == shown[1] { &shown[..1] } else { &shown[..] };
-        let figure = |&k: &usize| Some(format!("{} {}", MEASURES[k].title, MEASURES[k].format(values[k]?)));
+        let figure = |&k: &usize| {
+            let m = &MEASURES[k];
+            Some(format!("{} {} {}", m.title, m.format(values[k]?), m.unit))
+        };
         let figures = kept.iter().filter_map(figure).collect::<Vec<_>>().join("<br>");
         out += &pane(&image.crop(y, x, h, w)?, &name, &esc(&method.name), &figures)?;
     }

@@ -42,7 +42,7 @@ pub struct Batch {
 /// One evaluation sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvalPair {
-    /// The good picture, `[3, crop, crop]`.
+    /// The good picture, `[3, crop, crop]`; sharpened, if the degradation sharpens its targets.
     pub hq: Image,
     /// The bad picture, `[3, crop/scale, crop/scale]`.
     pub lq: Image,
@@ -66,7 +66,7 @@ impl Sampler {
         seed: u64,
     ) -> Result<Self> {
         degradation.check()?;
-        let (block, scale) = (codec.block(), degradation.scale);
+        let (block, scale) = (codec.block(), degradation.scale());
         if crop == 0 || !crop.is_multiple_of(block) || !crop.is_multiple_of(scale) {
             return Err(Error::Usage(format!(
                 "crop {crop} must be a multiple of the codec's block ({block}) and of the scale ({scale})"
@@ -139,8 +139,7 @@ impl Sampler {
         if coins & 4 != 0 {
             hq = hq.transpose();
         }
-        let lq = self.degradation.apply(&hq, &mut rng)?;
-        Ok((hq, lq))
+        self.degradation.pair(hq, &mut rng)
     }
 
     /// The batch of `step` (from 0) of `stage`; `with_bad` adds the bad upscaler's latents.
@@ -151,7 +150,7 @@ impl Sampler {
             .map(|i| {
                 let (hq, lq) = self.pair(stage, first + i)?;
                 let bad = if with_bad {
-                    self.encode(&bad_upscale(&lq, self.degradation.scale))?
+                    self.encode(&bad_upscale(&lq, self.degradation.scale()))?
                 } else {
                     Vec::new()
                 };
@@ -177,7 +176,7 @@ impl Sampler {
 
     /// The latents a model is conditioned on for the bad picture `lq`: enlarged, clamped, encoded.
     pub fn condition(&self, lq: &Image) -> Result<Vec<f32>> {
-        let scale = self.degradation.scale;
+        let scale = self.degradation.scale();
         self.encode(&self.lq_resize.apply(lq, lq.height * scale, lq.width * scale))
     }
 
@@ -199,7 +198,7 @@ impl Sampler {
                 let mut rng = draws(0, Domain::HeldOut, i as u64, self.crop as u64);
                 let picture = pictures[i % pictures.len()];
                 let (hq, y, x) = self.random_crop(picture, &mut rng)?;
-                let lq = self.degradation.apply(&hq, &mut rng)?;
+                let (hq, lq) = self.degradation.pair(hq, &mut rng)?;
                 Ok(EvalPair { hq, lq, name: self.source.name(picture), x, y })
             })
             .collect();

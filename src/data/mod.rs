@@ -19,7 +19,7 @@ pub mod source;
 pub use batch::{Batch, EvalPair, Sampler};
 pub use codec::HaarCodec;
 pub use dead_leaves::{DeadLeaves, dead_leaves};
-pub use degrade::{Degradation, bad_upscale, gaussian_blur};
+pub use degrade::{Degradation, Light, RealEsrgan, Strengths, bad_upscale, gaussian_blur};
 pub use image::Image;
 pub use montage::montage;
 pub use photo::Photo;

@@ -4,11 +4,13 @@ use super::checkpoint::{self, CHECKPOINTS, Checkpoint, prune};
 use super::config::Config;
 use super::log::{Logs, StageSummary, Summary, peak_rss_mb};
 use super::objective::Adversary;
-use super::options::{Precision, StageName};
+use super::options::{DegradationKind, Precision, StageName};
 use super::stages::{Artifacts, Context, Progress, missing};
 use super::validation::Validation;
 use super::{environment, evaluation, tensorboard};
-use crate::data::{DeadLeavesSource, Degradation, Folder, HaarCodec, Sampler, Source, Split};
+use crate::data::{
+    DeadLeavesSource, Degradation, Folder, HaarCodec, Light, RealEsrgan, Sampler, Source, Split,
+};
 use crate::engine::Device;
 use crate::files::{expect_space, remove_leftovers, write_atomic};
 use crate::flux::config::FluxConfig;
@@ -63,12 +65,19 @@ pub(super) fn source(config: &Config) -> Result<(Arc<dyn Source>, Split)> {
 
 pub(super) fn degradation(config: &Config) -> Degradation {
     let d = &config.data;
-    let quality = |q: usize| u8::try_from(q).unwrap_or(100);
-    Degradation {
-        blur: (d.blur_min, d.blur_max),
-        noise: (0.0, d.noise_max),
-        jpeg: (d.jpeg_max > 0).then(|| (quality(d.jpeg_min.max(1)), quality(d.jpeg_max))),
-        scale: d.scale,
+    match d.degradation {
+        DegradationKind::Light => {
+            let quality = |q: usize| u8::try_from(q).unwrap_or(100);
+            Degradation::Light(Light {
+                blur: (d.blur_min, d.blur_max),
+                noise: (0.0, d.noise_max),
+                jpeg: (d.jpeg_max > 0).then(|| (quality(d.jpeg_min.max(1)), quality(d.jpeg_max))),
+                scale: d.scale,
+            })
+        }
+        DegradationKind::RealEsrgan => {
+            Degradation::RealEsrgan(Box::new(RealEsrgan { scale: d.scale, ..RealEsrgan::at(&d.strengths()) }))
+        }
     }
 }
 

@@ -165,6 +165,8 @@ impl SafeFile {
             Dtype::F64 => each(bytes, f64::from_le_bytes),
             Dtype::I64 => each(bytes, |b| i64::from_le_bytes(b) as f64),
             Dtype::I32 => each(bytes, |b| f64::from(i32::from_le_bytes(b))),
+            Dtype::I16 => each(bytes, |b| f64::from(i16::from_le_bytes(b))),
+            Dtype::U8 => each(bytes, |[b]: [u8; 1]| f64::from(b)),
             Dtype::F32 => each(bytes, |b| f64::from(f32::from_le_bytes(b))),
             Dtype::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f64()),
             Dtype::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f64()),
@@ -484,7 +486,9 @@ pub(crate) mod tests {
         let f = read("I64", &9i64.to_le_bytes());
         assert_eq!(f.f64s("t").unwrap(), [9.0]);
         assert!(f.tensor("t", &d).unwrap_err().to_string().contains("`t` is I64"));
-        assert!(read("U8", &[1]).f64s("t").unwrap_err().to_string().contains("U8"));
+        assert_eq!(read("I16", &(-300i16).to_le_bytes()).f64s("t").unwrap(), [-300.0]);
+        assert_eq!(read("U8", &[200]).f64s("t").unwrap(), [200.0]);
+        assert!(read("U16", &[1, 0]).f64s("t").unwrap_err().to_string().contains("U16"));
         assert!(f.shape("tt").unwrap_err().to_string().contains("did you mean `t`"));
     }
 

@@ -92,6 +92,11 @@ impl Fixture {
         Ok(self.f32s(name)?.as_chunks::<3>().0.into())
     }
 
+    /// What the recorder says a tensor is, in words; empty where it says nothing.
+    pub fn meaning(&self, name: &str) -> &str {
+        self.tensors[name]["meaning"].as_str().unwrap_or("")
+    }
+
     /// A number of the configuration.
     pub fn number(&self, at: &str) -> Result<f64> {
         self.value(at)?.as_f64().ok_or_else(|| self.error(format!("config {at} is not a number")))
@@ -190,6 +195,9 @@ impl Fixture {
         let mut bound = |r: f64| ratio = Some(ratio.map_or(r, |a| a.max(r)));
         if let Some(tol) = t["max_abs"].as_f64() {
             bound(largest / tol);
+        }
+        if let Some(tol) = t["mean_abs"].as_f64() {
+            bound((0..want.len()).map(error).sum::<f64>() / want.len().max(1) as f64 / tol);
         }
         if let (Some(tol), true) = (t["rel_l2"].as_f64(), size > 0.0) {
             bound(miss / size / tol);

@@ -4,6 +4,7 @@
 //! per tensor, the tolerance (derived from the recorder's own float32-against-float64 gap). Knows every floor below it;
 //! nothing below knows it.
 
+mod degradation;
 mod fixture;
 mod flux;
 mod sampler;
@@ -20,7 +21,7 @@ use std::path::Path;
 type Replay = fn(&mut Fixture, &Device) -> Result<()>;
 
 /// What can be replayed: stem and how.
-const REPLAYS: [(&str, Replay); 7] = [
+const REPLAYS: [(&str, Replay); 8] = [
     ("flux_tiny", flux::plain),
     ("flux_cond", flux::conditioned),
     ("sobolev", sobolev::replay),
@@ -28,6 +29,7 @@ const REPLAYS: [(&str, Replay); 7] = [
     ("adversary_step", steps::adversary),
     ("scheduler", scheduler::replay),
     ("sampler", sampler::replay),
+    ("degradation", degradation::replay),
 ];
 
 /// The verdict on one fixture.

@@ -7,6 +7,7 @@ macro_rules! println {
     }};
 }
 
+mod degrade;
 mod device;
 mod doctor;
 mod inspect;
@@ -37,6 +38,8 @@ enum Command {
     Train(train::Args),
     /// Upscale an image ×4 with a trained run
     Upscale(upscale::Args),
+    /// Make pairs for training of good pictures: Real-ESRGAN's degradation, with a manifest
+    Degrade(degrade::Args),
     /// Replay golden vectors recorded from the reference implementation
     Verify(verify::Args),
     /// Show what a safetensors file, an adapter or a run directory holds
@@ -55,6 +58,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Train(args) => train::run(&args),
         Command::Upscale(args) => upscale::run(&args),
+        Command::Degrade(args) => degrade::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Report(args) => report::run(&args),

@@ -40,6 +40,8 @@ pub(crate) enum Domain {
     Train = 0x7472_6169,
     /// Crop and degradation of an evaluation sample.
     HeldOut = 0x6865_6c64,
+    /// Crop and degradation of a pair that is written to a folder.
+    Pairs = 0x7061_6972,
 }
 
 /// The reader that belongs to `(seed, domain, a, b)`. Philox is a bijection of its counter, so distinct `(a, b)` of one

@@ -39,27 +39,7 @@ impl Folder {
     /// least `min_side` pixels both ways. Files that cannot be used are the error, all of them.
     pub fn open(folder: impl AsRef<Path>, min_side: usize) -> Result<Self> {
         let folder = folder.as_ref();
-        if !folder.is_dir() {
-            let what = if folder.exists() { "is a file" } else { "does not exist" };
-            return Err(Error::Usage(format!(
-                "{} {what}; wanted a folder of .png and .jpg pictures",
-                folder.display()
-            )));
-        }
-        let mut paths = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-            let path = entry.map_err(Error::io(folder))?.path();
-            if is_photo(&path) && path.is_file() {
-                paths.push(path);
-            }
-        }
-        if paths.is_empty() {
-            return Err(Error::format(
-                folder,
-                "no .png, .jpg or .jpeg file in this folder (subfolders are not searched)",
-            ));
-        }
-        paths.sort();
+        let paths = listing(folder)?;
         let loaded: Vec<Result<_>> = paths.par_iter().map(|p| load_checked(p, min_side)).collect();
         let (mut photos, mut refused) = (Vec::new(), Vec::new());
         for photo in loaded {
@@ -74,6 +54,32 @@ impl Folder {
             n => Err(Error::format(folder, unusable(n, paths.len(), &refused))),
         }
     }
+}
+
+/// The pictures of a folder by their names.
+pub(crate) fn listing(folder: &Path) -> Result<Vec<PathBuf>> {
+    if !folder.is_dir() {
+        let what = if folder.exists() { "is a file" } else { "does not exist" };
+        return Err(Error::Usage(format!(
+            "{} {what}; wanted a folder of .png and .jpg pictures",
+            folder.display()
+        )));
+    }
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        if is_photo(&path) && path.is_file() {
+            paths.push(path);
+        }
+    }
+    if paths.is_empty() {
+        return Err(Error::format(
+            folder,
+            "no .png, .jpg or .jpeg file in this folder (subfolders are not searched)",
+        ));
+    }
+    paths.sort();
+    Ok(paths)
 }
 
 /// Several refusals in one message: all of them at once, or there is a run for each.

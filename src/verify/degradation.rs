@@ -106,8 +106,8 @@ impl Recorded {
                 ["filter2D", kernel] => self.filtered(f, &img, kernel)?,
                 ["DiffJPEG", quality] => Codec::Diff.apply(&img, parsed(f, name, quality)?)?,
                 [mode, "scale", by] => interpolate(&img, To::Scale(parsed(f, name, by)?), mode_of(f, mode)?),
-                [mode, "to", size] => {
-                    let by: Vec<usize> = numbers(size).map(|n| n as usize).collect();
+                [mode, "to", ..] => {
+                    let by: Vec<usize> = numbers(step).map(|n| n as usize).collect();
                     let [h, w] = by[..] else { return Err(f.error(format!("{name}: no size in `{step}`"))) };
                     interpolate(&img, To::Size(whole.0 / h, whole.1 / w), mode_of(f, mode)?)
                 }

@@ -119,11 +119,10 @@ impl RealEsrgan {
         steps
     }
 
-    /// The target and the bad picture that `hq` gives with the draws of `rng`: sharpened, and what is left of it.
-    pub fn pair(&self, hq: Image, rng: &mut Reader) -> Result<(Image, Image)> {
-        let steps = self.draw(hq.height, hq.width, rng);
+    /// The target and the bad picture that `hq` gives by `steps`: sharpened, and what is left of it.
+    pub fn follow(&self, steps: &[Step], hq: Image) -> Result<(Image, Image)> {
         let hq = self.sharpen.apply(hq);
-        let lq = replay(&steps, hq.clone(), self.jpeg)?;
+        let lq = replay(steps, hq.clone(), self.jpeg)?;
         Ok((hq, lq))
     }
 }

@@ -4,10 +4,12 @@
 use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
 
 use super::jpeg::Codec;
 use super::kernels::Kind;
 use super::usm::Sharpen;
+use crate::error::did_you_mean;
 use crate::{Error, Result};
 
 /// Low and high end, both included.
@@ -186,6 +188,25 @@ impl RealEsrgan {
         }
     }
 
+    /// With the values of `table` in the place of its own; `Err` names the first that is unknown or of the wrong type.
+    pub fn overwritten(&self, table: &Table) -> Result<Self, String> {
+        let own = Table::try_from(self).map_err(|e| e.to_string())?;
+        let known = leaves("", &own);
+        let mut out = self.clone();
+        for (name, value) in leaves("", table) {
+            if !known.iter().any(|(n, _)| *n == name) {
+                let hint = did_you_mean(&name, known.iter().map(|(n, _)| n.as_str()));
+                return Err(format!("unknown key `{name}`{hint}"));
+            }
+            let mut all = Table::try_from(&out).map_err(|e| e.to_string())?;
+            place(&mut all, &name, value.clone());
+            out = all.try_into().map_err(|e: toml::de::Error| {
+                format!("{name} = {value}: {}", e.message().lines().next().unwrap_or_default())
+            })?;
+        }
+        Ok(out)
+    }
+
     /// Refuses ranges that are reversed or beyond what the operations accept, and probabilities that are none.
     pub fn check(&self) -> Result<()> {
         self.wrong().map_or(Ok(()), |why| Err(Error::Usage(format!("degradation: {why}"))))
@@ -232,6 +253,29 @@ impl Stage {
             .or_else(|| range("poisson_scale_range", self.poisson_scale_range, [0.0, 100.0]))
             .or_else(|| probability("gray_noise_prob", &[self.gray_noise_prob]))
             .or_else(|| range("jpeg_range", self.jpeg_range, [1.0, 100.0]))
+    }
+}
+
+/// Every value below `table`, by its dotted name.
+fn leaves(above: &str, table: &Table) -> Vec<(String, Value)> {
+    let named = |key: &String| if above.is_empty() { key.clone() } else { format!("{above}.{key}") };
+    let below = |(key, value): (&String, &Value)| match value {
+        Value::Table(inner) => leaves(&named(key), inner),
+        other => vec![(named(key), other.clone())],
+    };
+    table.iter().flat_map(below).collect()
+}
+
+fn place(table: &mut Table, name: &str, value: Value) {
+    match name.split_once('.') {
+        Some((key, rest)) => {
+            if let Some(Value::Table(inner)) = table.get_mut(key) {
+                place(inner, rest, value);
+            }
+        }
+        None => {
+            table.insert(name.to_owned(), value);
+        }
     }
 }
 
@@ -336,5 +380,21 @@ mod tests {
     fn it_is_written_and_read() {
         let text = toml::to_string(&RealEsrgan::default()).unwrap();
         assert_eq!(toml::from_str::<RealEsrgan>(&text).unwrap(), RealEsrgan::default());
+    }
+
+    #[test]
+    fn values_are_overwritten_by_name() {
+        let with = |text: &str| RealEsrgan::default().overwritten(&text.parse().unwrap());
+        let got = with("light_prob = 1\njpeg = \"diff\"\nfirst.noise_range = [1, 2]").unwrap();
+        assert_eq!((got.light_prob, got.jpeg, got.first.noise_range), (1.0, Codec::Diff, [1.0, 2.0]));
+        assert_eq!(got.second, RealEsrgan::default().second);
+        let refused = |text: &str, words: &[&str]| {
+            let why = with(text).unwrap_err();
+            assert!(words.iter().all(|w| why.contains(w)), "{why}");
+        };
+        refused("[first]\nnoise_rang = 1", &["first.noise_rang", "did you mean `first.noise_range`"]);
+        refused("first = 3", &["unknown key `first`"]);
+        refused("[second]\njpeg_range = [50]", &["second.jpeg_range = [50]"]);
+        refused("jpeg = \"webp\"", &["jpeg", "webp", "file"]);
     }
 }

@@ -8,6 +8,7 @@ pub mod jpeg;
 pub mod kernels;
 pub mod light;
 pub mod noise;
+pub mod pairs;
 pub mod usm;
 
 pub use chain::{Step, replay};
@@ -58,7 +59,7 @@ impl Degradation {
                 let lq = light.apply(&hq, rng)?;
                 Ok((hq, lq))
             }
-            Self::RealEsrgan(full) => full.pair(hq, rng),
+            Self::RealEsrgan(full) => full.follow(&full.draw(hq.height, hq.width, rng), hq),
         }
     }
 }

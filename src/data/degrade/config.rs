@@ -136,8 +136,8 @@ impl RealEsrgan {
     /// The degradation at these strengths, ×4.
     pub fn at(strengths: &Strengths) -> Self {
         let Strengths { blur: b, second: s, ringing: g, resize: r, noise: n, jpeg: j } = *strengths;
-        // from strength 0 to strength 1
-        let l = |strength: f64, mild: f64, full: f64| mild + (full - mild) * strength;
+        // From strength 0 to strength 1, to nine decimals: what is printed is what people wrote.
+        let l = |strength: f64, mild: f64, full: f64| ((mild + (full - mild) * strength) * 1e9).round() / 1e9;
         let quality = |mild: Range, full: Range, apart: f64| {
             let lo = l(j, mild[0], full[0]);
             [lo, l(j, mild[1], full[1]).max(lo + apart)]
@@ -146,37 +146,37 @@ impl RealEsrgan {
         let first = Stage {
             blur_prob: 1.0,
             kernel_size: [7, 21],
-            sinc_prob: 0.06 * g,
+            sinc_prob: l(g, 0.0, 0.06),
             sinc_cutoff: [PI / 3.0, PI / 5.0],
             kernel_prob: [0.42, 0.26, 0.14, 0.05, 0.09, 0.04],
             blur_sigma: [0.2, l(b, 1.15, 2.35)],
             betag_range: [0.45, l(b, 2.0, 3.0)],
             betap_range: [1.0, l(b, 1.55, 2.0)],
-            resize_prob: [0.28 * r, 0.38 * r],
+            resize_prob: [l(r, 0.0, 0.28), l(r, 0.0, 0.38)],
             resize_range: [l(r, 0.55, 0.28), l(r, 1.25, 1.65)],
             gaussian_noise_prob: l(n, 0.03, 0.16),
             noise_range: [0.5, l(n, 1.5, 5.5)],
             poisson_scale_range: [0.01, l(n, 0.08, 0.5)],
-            gray_noise_prob: (l(n, 0.18, 0.42) + 0.48).min(0.88),
+            gray_noise_prob: l(n, 0.66, 0.90).min(0.88),
             jpeg_range: quality([74.0, 96.0], [48.0, 88.0], 4.0),
         };
         let second = Stage {
             blur_prob: l(s, 0.22, 0.55),
-            sinc_prob: 0.05 * g,
+            sinc_prob: l(g, 0.0, 0.05),
             blur_sigma: [0.15, l(b * s, 0.85, 1.75)],
-            resize_prob: [0.18 * r * s, 0.28 * r * s],
+            resize_prob: [l(r * s, 0.0, 0.18), l(r * s, 0.0, 0.28)],
             resize_range: [l(r * s, 0.68, 0.48), l(r * s, 1.12, 1.32)],
             gaussian_noise_prob: l(n * s, 0.02, 0.10),
             noise_range: [0.5, l(n * s, 1.2, 4.0)],
             poisson_scale_range: [0.01, l(n * s, 0.06, 0.32)],
-            gray_noise_prob: (l(n * s, 0.15, 0.38) + 0.456).min(0.88),
+            gray_noise_prob: l(n * s, 0.606, 0.836).min(0.88),
             jpeg_range: final_jpeg,
             ..first.clone()
         };
         Self {
             scale: 4,
             jpeg: Codec::File,
-            light_prob: (0.20 + 0.30 * (1.0 - s)).min(0.55),
+            light_prob: l(s, 0.50, 0.20),
             light_jpeg_range: final_jpeg,
             resize_first_prob: 0.5,
             final_sinc_prob: l(g, 0.32, 0.78),

@@ -38,6 +38,8 @@ const CONTACT: &str = "contact.png";
 /// Pairs on the contact sheet, and in one of its rows.
 const SHOWN: usize = 8;
 const SHOWN_IN_A_ROW: usize = 2;
+/// Differences of settings that a refusal names.
+const DIFFERENCES: usize = 4;
 
 /// What is to be made.
 #[derive(Clone, Debug)]
@@ -168,10 +170,16 @@ impl Job {
             Ok(text) => {
                 let before: Table = text.parse().map_err(|e: toml::de::Error| bad(e.message().to_owned()))?;
                 if before != settings {
+                    let mut all = differences("", &before, &settings);
+                    // the job's own before the degradation's, which may be many
+                    all.sort_by_key(|d| d.starts_with("degradation"));
+                    let more = all.len().saturating_sub(DIFFERENCES);
+                    all.truncate(DIFFERENCES);
+                    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
                     return Err(Error::Usage(format!(
-                        "{}: made with other settings ({}); choose another --out, or give those",
+                        "{}: made with other settings ({}{more}); choose another --out, or give those",
                         out.display(),
-                        differences("", &before, &settings).join(", ")
+                        all.join(", ")
                     )));
                 }
             }

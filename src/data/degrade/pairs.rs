@@ -185,13 +185,13 @@ impl Job {
             }
             Err(_) => {
                 vacant(out)?;
-                for folder in [out.clone(), out.join(GT), out.join(LR)] {
-                    std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-                }
+                std::fs::create_dir_all(out).map_err(Error::io(out))?;
                 write_atomic(out.join(SETTINGS), settings.to_string().as_bytes())?;
             }
         }
-        for folder in [out.clone(), out.join(GT), out.join(LR)] {
+        remove_leftovers(out)?;
+        for folder in [GT, LR].map(|f| out.join(f)) {
+            std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
             remove_leftovers(&folder)?;
         }
         Ok(())

@@ -119,3 +119,48 @@ fn a_read_only_file_system_is_named() {
     assert_eq!(out.status.code(), Some(1), "{text}");
     assert!(text.contains("Read-only file system") && text.contains("locked/run"), "{text}");
 }
+
+/// Pairs of a folder: those that are there are whole, and the same command makes the rest.
+#[test]
+fn a_disk_that_fills_up_leaves_whole_pairs() {
+    let dir = tempfile::tempdir().unwrap();
+    let hq = dir.path().join("hq");
+    fs::create_dir(&hq).unwrap();
+    for i in 0..3 {
+        let img =
+            asasr_engine::data::Image::from_fn(48, 48, |c, y, x| ((c * 9 + y * i + x) % 16) as f32 / 15.0);
+        img.save_png(hq.join(format!("{i}.png"))).unwrap();
+    }
+    let degrade = |out: &Path, disk: Option<u64>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_asasr-engine"));
+        command.arg("degrade").arg("--hq").arg(&hq).arg("--out").arg(out).args(["--crop", "48"]);
+        command.envs(disk.map(|bytes| ("ASASR_DISK", bytes.to_string())));
+        command.output().unwrap()
+    };
+    let pairs = |out: &Path| -> BTreeMap<PathBuf, Vec<u8>> {
+        let folders = ["gt", "lr"].map(|f| fs::read_dir(out.join(f)));
+        let paths = folders.into_iter().flatten().flatten().map(|e| e.unwrap().path());
+        paths.map(|p| (p.strip_prefix(out).unwrap().to_path_buf(), fs::read(&p).unwrap())).collect()
+    };
+    let whole = dir.path().join("whole");
+    assert!(degrade(&whole, None).status.success());
+    let wanted = pairs(&whole);
+    let (mut stopped, mut bytes) = (0, 100);
+    loop {
+        let out = dir.path().join(format!("room-for-{bytes}"));
+        let outcome = degrade(&out, Some(bytes));
+        if outcome.status.success() {
+            break;
+        }
+        stopped += 1;
+        let text = said(&outcome);
+        assert_eq!(outcome.status.code(), Some(1), "{text}");
+        assert!(text.contains("No space left on device") && text.contains(out.to_str().unwrap()), "{text}");
+        assert!(pairs(&out).iter().all(|(path, bytes)| wanted[path] == *bytes), "room for {bytes} bytes");
+        let outcome = degrade(&out, None);
+        assert!(outcome.status.success(), "{}", said(&outcome));
+        assert!(pairs(&out) == wanted, "room for {bytes} bytes: completed, the pairs differ");
+        bytes *= 2;
+    }
+    assert!(stopped >= 5, "{stopped}");
+}

@@ -7,6 +7,7 @@ macro_rules! println {
     }};
 }
 
+mod degrade;
 mod device;
 mod doctor;
 mod eval;
@@ -40,6 +41,8 @@ enum Command {
     Upscale(upscale::Args),
     /// Score folders of restored pictures against the truth
     Eval(eval::Args),
+    /// Make pairs for training of good pictures: Real-ESRGAN's degradation, with a manifest
+    Degrade(degrade::Args),
     /// Replay golden vectors recorded from the reference implementation
     Verify(verify::Args),
     /// Show what a safetensors file, an adapter or a run directory holds
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Upscale(args) => upscale::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Degrade(args) => degrade::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Report(args) => report::run(&args),

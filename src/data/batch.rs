@@ -69,7 +69,7 @@ pub struct Sample {
 /// One evaluation sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvalPair {
-    /// The good picture, `[3, crop, crop]`.
+    /// The good picture, `[3, crop, crop]`; sharpened, if the degradation sharpens its targets.
     pub hq: Image,
     /// The bad picture, `[3, crop/scale, crop/scale]`.
     pub lq: Image,
@@ -96,7 +96,7 @@ impl Sampler {
     ) -> Result<Self> {
         degradation.check()?;
         let codec = codec.into();
-        let (block, scale) = (codec.block(), degradation.scale);
+        let (block, scale) = (codec.block(), degradation.scale());
         if crop == 0 || !crop.is_multiple_of(block) || !crop.is_multiple_of(scale) {
             return Err(Error::Usage(format!(
                 "crop {crop} must be a multiple of the codec's block ({block}) and of the scale ({scale})"
@@ -165,10 +165,11 @@ impl Sampler {
     pub fn fit_codec(source: &dyn Source, split: &Split) -> Result<HaarCodec> {
         check_split(source, split, 1)?;
         // Of many pictures some, evenly spread.
-        let every = split.train.len().div_ceil(FITTED);
-        let images: Result<Vec<Image>> =
-            split.train.iter().step_by(every).map(|&i| source.image(i)).collect();
-        HaarCodec::fit(images?)
+        let some = split.train.iter().step_by(split.train.len().div_ceil(FITTED));
+        let mut failed = None;
+        let images = some.map_while(|&i| source.image(i).map_err(|why| failed = Some(why)).ok());
+        let codec = HaarCodec::fit(images);
+        failed.map_or(codec, Err)
     }
 
     /// Training sample `sample_index` of `stage`: a crop, flipped and transposed at random, and its partners.
@@ -203,7 +204,7 @@ impl Sampler {
                 let Sample { hq, lq, neg } = self.sample(stage, first + i)?;
                 let bad = match (with_bad, neg) {
                     (true, Some(neg)) => self.encode(&neg)?,
-                    (true, None) => self.encode(&bad_upscale(&lq, self.degradation.scale))?,
+                    (true, None) => self.encode(&bad_upscale(&lq, self.degradation.scale()))?,
                     (false, _) => Vec::new(),
                 };
                 Ok([self.encode(&hq)?, self.condition(&lq)?, bad])
@@ -228,7 +229,7 @@ impl Sampler {
 
     /// The latents a model is conditioned on for the bad picture `lq`: enlarged, clamped, encoded.
     pub fn condition(&self, lq: &Image) -> Result<Vec<f32>> {
-        let scale = self.degradation.scale;
+        let scale = self.degradation.scale();
         self.encode(&self.lq_resize.apply(lq, lq.height * scale, lq.width * scale))
     }
 
@@ -264,7 +265,7 @@ impl Sampler {
     /// A square of picture `picture` at a random place, which of a pair is a multiple of the scale.
     fn random_crop(&self, picture: usize, rng: &mut Reader) -> Result<Crop> {
         let (height, width) = self.source.size(picture);
-        let (paired, scale, side) = (self.source.has(Part::Lr), self.degradation.scale, self.crop);
+        let (paired, scale, side) = (self.source.has(Part::Lr), self.degradation.scale(), self.crop);
         let grid = if paired { scale } else { 1 };
         let mut place =
             |length: usize| grid * rng.below(((length + 1).saturating_sub(side)).div_ceil(grid).max(1));
@@ -282,7 +283,10 @@ impl Sampler {
     /// The crop with its bad picture, which is made where there is none.
     fn degraded(&self, crop: Crop, rng: &mut Reader) -> Result<Sample> {
         let Crop { hq, lq, neg, .. } = crop;
-        let lq = lq.map_or_else(|| self.degradation.apply(&hq, rng), Ok)?;
+        let (hq, lq) = match lq {
+            Some(lq) => (hq, lq),
+            None => self.degradation.pair(hq, rng)?,
+        };
         Ok(Sample { hq, lq, neg })
     }
 }

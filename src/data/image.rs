@@ -9,6 +9,7 @@ use ::image::codecs::png::PngEncoder;
 use ::image::{ExtendedColorType, ImageEncoder};
 
 use crate::data::photo::{Photo, check_window};
+use crate::engine::pixels;
 use crate::{Error, Result};
 
 /// An RGB picture, planar `[3, height, width]`.
@@ -54,15 +55,23 @@ impl Image {
             let n = rgb.len();
             return Err(Error::shape("Image::from_rgb8", format!("{n} bytes for [{height}, {width}, 3]")));
         }
-        Ok(Self::from_fn(height, width, |c, y, x| f32::from(rgb[3 * (y * width + x) + c]) / 255.0))
+        let mut out = Self::zeros(height, width);
+        let plane = height * width;
+        let mut bytes = vec![0; plane];
+        for (c, values) in out.data.chunks_exact_mut(plane.max(1)).enumerate() {
+            bytes.iter_mut().zip(rgb.as_chunks::<3>().0).for_each(|(b, pixel)| *b = pixel[c]);
+            pixels::from_bytes(&bytes, values);
+        }
+        Ok(out)
     }
 
     /// Interleaved 8-bit RGB, `[height, width, 3]`: clamped to [0, 1], rounded half to even. NaN becomes 0.
     pub fn to_rgb8(&self) -> Vec<u8> {
         let plane = self.height * self.width;
-        let mut out = Vec::with_capacity(3 * plane);
-        for i in 0..plane {
-            out.extend((0..3).map(|c| to_u8(self.data[c * plane + i])));
+        let (mut out, mut bytes) = (vec![0; 3 * plane], vec![0; plane]);
+        for c in 0..3 {
+            pixels::to_bytes(self.plane(c), &mut bytes);
+            out.as_chunks_mut::<3>().0.iter_mut().zip(&bytes).for_each(|(pixel, b)| pixel[c] = *b);
         }
         out
     }
@@ -138,11 +147,6 @@ impl Image {
     }
 }
 
-/// One value as a byte: clamp to [0, 1], ×255, round half to even.
-fn to_u8(v: f32) -> u8 {
-    level(v * 255.0)
-}
-
 /// A value around 0…255 as a byte: rounded half to even, saturated. NaN becomes 0.
 pub(crate) fn level(v: f32) -> u8 {
     v.round_ties_even().clamp(0.0, 255.0) as u8
@@ -157,10 +161,11 @@ mod tests {
     }
 
     #[test]
-    fn rounding_is_half_to_even_and_saturates() {
-        assert_eq!([0.5f32, 1.5, 2.5, 254.5].map(|v| to_u8(v / 255.0)), [0, 2, 2, 254]);
-        assert_eq!([-1.0, 2.0, f32::NAN, f32::INFINITY].map(to_u8), [0, 255, 0, 255]);
-        assert!((0..=255u8).all(|b| to_u8(f32::from(b) / 255.0) == b));
+    fn bytes_come_back() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(3 * 16 * 16).collect();
+        let img = Image::from_rgb8(16, 16, &bytes).unwrap();
+        assert_eq!((img.plane(1)[2], img.to_rgb8()), (7.0 / 255.0, bytes));
+        assert!(Image::from_rgb8(0, 5, &[]).unwrap().to_rgb8().is_empty());
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub mod source;
 pub use batch::{Batch, EvalPair, Sample, Sampler};
 pub use codec::{Codec, HaarCodec};
 pub use dead_leaves::{DeadLeaves, dead_leaves};
-pub use degrade::{Degradation, bad_upscale, gaussian_blur};
+pub use degrade::{Degradation, Light, RealEsrgan, Strengths, bad_upscale, gaussian_blur};
 pub use folder::{Folder, Wanted, pictures_of};
 pub use image::Image;
 pub use latents::LatentCache;
@@ -48,6 +48,8 @@ pub(crate) enum Domain {
     Pool = 0x706f_6f6c,
     /// Crop and degradation of an evaluation sample.
     HeldOut = 0x6865_6c64,
+    /// Crop and degradation of a pair that is written to a folder.
+    Pairs = 0x7061_6972,
 }
 
 /// The reader that belongs to `(seed, domain, a, b)`. Philox is a bijection of its counter, so distinct `(a, b)` of one

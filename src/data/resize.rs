@@ -3,11 +3,12 @@
 //! - *antialiased* (Pillow, and PyTorch's `interpolate(mode="bicubic", antialias=True)`): Keys' kernel with `a = −0.5`,
 //!   stretched by the shrinking factor, renormalised where it leaves the image;
 //! - *plain* (PyTorch's `interpolate(mode="bicubic", align_corners=False)`): four taps with `a = −0.75`, indices clamped
-//!   to the edge, no stretching.
+//!   to the edge, no stretching. [`interpolate`] has its other modes and its scale factors, too.
 //!
 //! Weights are computed in f64, applied in f32. Results overshoot [0, 1]; clamping is the caller's.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::data::Image;
 
@@ -81,6 +82,70 @@ fn linear_taps(at: f64, from: usize) -> Taps {
     let at = at.clamp(0.0, (from - 1) as f64);
     let (start, t) = (at.floor() as usize, (at - at.floor()) as f32);
     Taps { start, weights: if t > 0.0 { vec![1.0 - t, t] } else { vec![1.0] } }
+}
+
+/// How [`interpolate`] fills a pixel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// The mean of the pixels it covers, whole ones (adaptive average pooling).
+    Area,
+    /// Two pixels on each axis.
+    Bilinear,
+    /// Four, by Keys' kernel with `a = −0.75`.
+    Bicubic,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Area, Self::Bilinear, Self::Bicubic];
+}
+
+/// What size [`interpolate`] makes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum To {
+    /// Each side times this, rounded down, at least 1; the factor itself maps coordinates, not the ratio of the sides.
+    Scale(f64),
+    /// Height and width.
+    Size(usize, usize),
+}
+
+impl To {
+    /// Height and width of what `height`×`width` pixels become.
+    pub fn size(self, height: usize, width: usize) -> (usize, usize) {
+        match self {
+            Self::Scale(by) => {
+                let side = |n: usize| ((n as f64 * by) as usize).max(1);
+                (side(height), side(width))
+            }
+            Self::Size(h, w) => (h, w),
+        }
+    }
+}
+
+/// PyTorch's `interpolate(mode, align_corners=False, antialias=False)`: to a size, or by a scale factor.
+pub fn interpolate(img: &Image, to: To, mode: Mode) -> Image {
+    let (h, w) = to.size(img.height, img.width);
+    separable(img, h, w, |from, n| {
+        let step = match to {
+            To::Scale(by) => 1.0 / by,
+            To::Size(..) => from as f64 / n as f64,
+        };
+        let at = |i: usize| (i as f64 + 0.5) * step - 0.5;
+        let taps = |i: usize| match mode {
+            Mode::Area => area_taps(i, from, n),
+            Mode::Bilinear => linear_taps(at(i), from),
+            Mode::Bicubic => plain_taps(at(i), from, -0.75),
+        };
+        (0..n).map(taps).collect()
+    })
+}
+
+/// The pixels that part `i` of `n` of the axis touches, all weighted alike.
+fn area_taps(i: usize, from: usize, n: usize) -> Taps {
+    let (start, end) = (i * from / n, ((i + 1) * from).div_ceil(n));
+    Taps { start, weights: vec![1.0 / (end - start) as f32; end - start] }
 }
 
 /// Resizes rows, then columns, by the taps that `taps(from, to)` gives for an axis.
@@ -185,6 +250,30 @@ mod tests {
     fn bilinear_is_linear_between_samples_and_flat_at_the_edges() {
         let img = Image::from_fn(1, 2, |_, _, x| if x == 0 { 1.0 } else { 3.0 });
         assert_eq!(torch_bilinear(&img, 1, 4).plane(0), [1.0, 1.5, 2.5, 3.0]);
+    }
+
+    #[test]
+    fn areas_are_means_of_what_they_touch() {
+        let img = Image::from_fn(1, 5, |_, _, x| (x * x) as f32);
+        // parts of 5/3 pixels: 0…1, 1…3, 3…4
+        let out = interpolate(&img, To::Size(1, 3), Mode::Area);
+        assert!(out.plane(0).iter().zip([0.5, 14.0 / 3.0, 12.5]).all(|(a, b)| (a - b).abs() < 1e-5));
+        assert_eq!(interpolate(&img, To::Size(1, 5), Mode::Area), img);
+    }
+
+    /// By a factor the picture is as far from pixel to pixel as the factor says, not as the rounded size would have it.
+    #[test]
+    fn a_scale_factor_maps_coordinates_itself() {
+        let ramp = Image::from_fn(1, 10, |_, _, x| x as f32);
+        let out = interpolate(&ramp, To::Scale(0.73), Mode::Bilinear);
+        assert_eq!((out.height, out.width), (1, 7));
+        for (i, v) in out.plane(0).iter().enumerate() {
+            assert!((v - ((i as f32 + 0.5) / 0.73 - 0.5)).abs() < 1e-5, "{i}: {v}");
+        }
+        assert_eq!(To::Scale(0.01).size(10, 10), (1, 1));
+        for mode in Mode::ALL {
+            assert_eq!(interpolate(&ramp, To::Scale(1.0), mode), ramp);
+        }
     }
 
     #[test]

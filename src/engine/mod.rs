@@ -12,6 +12,7 @@ mod map;
 pub mod matmul;
 pub mod nvrtc;
 pub mod par;
+pub mod pixels;
 mod pool;
 pub mod random;
 pub mod simd;

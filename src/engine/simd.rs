@@ -62,6 +62,7 @@ macro_rules! targets {
         pub fn $name $args $(-> $ret)? $body
     };
 }
+pub(super) use targets;
 
 targets! {
     /// out = tanh-GELU(x): `0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`.

@@ -495,7 +495,9 @@ pub(crate) mod tests {
         let f = read("I64", &9i64.to_le_bytes());
         assert_eq!(f.f64s("t").unwrap(), [9.0]);
         assert!(f.tensor("t", &d).unwrap_err().to_string().contains("`t` is I64"));
-        assert!(read("U8", &[1]).f64s("t").unwrap_err().to_string().contains("U8"));
+        assert_eq!(read("I16", &(-300i16).to_le_bytes()).f64s("t").unwrap(), [-300.0]);
+        assert_eq!(read("U8", &[200]).f64s("t").unwrap(), [200.0]);
+        assert!(read("U16", &[1, 0]).f64s("t").unwrap_err().to_string().contains("U16"));
         assert!(f.shape("tt").unwrap_err().to_string().contains("did you mean `t`"));
     }
 

@@ -2,9 +2,10 @@
 //! that no single option can make.
 
 use super::options::{
-    AdversaryOptions, DataOptions, Group, ModelOptions, Named, OptionInfo, PreferenceOptions, RunOptions,
-    Section, SftOptions, StageName, StageOptions,
+    AdversaryOptions, DataOptions, DegradationKind, Group, ModelOptions, Named, OptionInfo,
+    PreferenceOptions, RunOptions, Section, SftOptions, StageName, StageOptions,
 };
+use crate::data::Strengths;
 use crate::error::did_you_mean;
 use crate::{Error, Result};
 use std::fmt::Write;
@@ -283,6 +284,19 @@ impl Config {
                 format!(
                     "data.jpeg_min = 0 with data.jpeg_max = {}: set both, or both to 0 for no JPEG",
                     d.jpeg_max
+                ),
+            ),
+            (
+                d.degradation == DegradationKind::Light && d.strengths() != Strengths::default(),
+                "data.*_strength below 1 with data.degradation = \"light\": they are of \"real-esrgan\""
+                    .to_owned(),
+            ),
+            (
+                d.degradation == DegradationKind::RealEsrgan
+                    && (self.sft_data.blur_max != 0.0 || self.sft_data.noise_max != 0.0),
+                format!(
+                    "sft.blur_max = {} and sft.noise_max = {} with data.degradation = \"real-esrgan\": they are of \"light\"; leave them at 0",
+                    self.sft_data.blur_max, self.sft_data.noise_max
                 ),
             ),
             (
@@ -570,6 +584,8 @@ mod tests {
             (&["data.jpeg_min=90", "data.jpeg_max=50"], ["data.jpeg_min", "data.jpeg_max"]),
             (&["data.jpeg_max=50"], ["data.jpeg_min", "data.jpeg_max"]),
             (&["sft.blur_max=0.1"], ["sft.blur_max", "data.blur_min"]),
+            (&["data.noise_strength=0.5"], ["data.*_strength", "real-esrgan"]),
+            (&["data.degradation=real-esrgan", "sft.noise_max=5"], ["sft.noise_max", "data.degradation"]),
             (&["model.heads=3"], ["model.dim", "model.heads"]),
             (&["model.axes=[4,14,16]"], ["model.axes", "model.dim / model.heads"]),
             (&["model.axes=[4,13,15]"], ["model.axes", "odd"]),

@@ -1,9 +1,10 @@
 //! The training pairs a configuration asks for: the run's own, and the adversary's where it learns from others.
 
 use super::config::Config;
-use super::options::StageName;
+use super::options::{DegradationKind, StageName};
 use crate::data::{
-    Codec, DeadLeavesSource, Degradation, Folder, LatentCache, Part, Sampler, Source, Split, Wanted,
+    Codec, DeadLeavesSource, Degradation, Folder, LatentCache, Light, Part, RealEsrgan, Sampler, Source,
+    Split, Wanted,
 };
 use crate::engine::Device;
 use crate::error::did_you_mean;
@@ -59,12 +60,19 @@ fn folder(config: &Config, path: &str, negatives: Option<&Path>) -> Result<Folde
 /// How bad pictures are made of good ones.
 pub fn degradation(config: &Config) -> Degradation {
     let d = &config.data;
-    let quality = |q: usize| u8::try_from(q).unwrap_or(100);
-    Degradation {
-        blur: (d.blur_min, d.blur_max),
-        noise: (0.0, d.noise_max),
-        jpeg: (d.jpeg_max > 0).then(|| (quality(d.jpeg_min.max(1)), quality(d.jpeg_max))),
-        scale: d.scale,
+    match d.degradation {
+        DegradationKind::Light => {
+            let quality = |q: usize| u8::try_from(q).unwrap_or(100);
+            Degradation::Light(Light {
+                blur: (d.blur_min, d.blur_max),
+                noise: (0.0, d.noise_max),
+                jpeg: (d.jpeg_max > 0).then(|| (quality(d.jpeg_min.max(1)), quality(d.jpeg_max))),
+                scale: d.scale,
+            })
+        }
+        DegradationKind::RealEsrgan => {
+            Degradation::RealEsrgan(Box::new(RealEsrgan { scale: d.scale, ..RealEsrgan::at(&d.strengths()) }))
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! `key: type = default => [Section: its default, …], range, only [Section, …];`.
 
 use super::objective::Adversary;
-use crate::data::{Codec, DeadLeavesSource, LqResize};
+use crate::data::{Codec, DeadLeavesSource, LqResize, Strengths};
 use crate::engine::DType;
 use crate::error::did_you_mean;
 use crate::flux::schedule::LrSchedule;
@@ -346,6 +346,13 @@ choice! {
         /// bfloat16 with f32 sums and an f32 residual stream; on CUDA devices.
         Bf16 = "bf16",
     }
+    /// How a low-quality picture is made.
+    DegradationKind {
+        /// One blur, a shrink, noise.
+        Light = "light",
+        /// Real-ESRGAN's second order.
+        RealEsrgan = "real-esrgan",
+    }
     /// Noise and noise level of the dataset loser.
     LoserNoise {
         /// Its own draw.
@@ -420,7 +427,22 @@ options! {
         crop: usize = 64, 8..=8192;
         /// Super-resolution factor.
         scale: usize = 4, 2..=16;
-        /// Least standard deviation of the Gaussian blur, in pixels.
+        /// How low-quality pictures are made: one blur, a shrink and noise, or Real-ESRGAN's second-order degradation, which
+        /// sharpens the targets too.
+        degradation: DegradationKind = DegradationKind::Light, Any;
+        /// Width of the blurs, from their mildest form to the full one (real-esrgan only, as the five that follow).
+        blur_strength: f32 = 1.0, 0.0..=1.0;
+        /// All of the second round of blur, resize and noise, and how rarely there is none.
+        second_strength: f32 = 1.0, 0.0..=1.0;
+        /// How frequent low-passes that ring are.
+        ringing_strength: f32 = 1.0, 0.0..=1.0;
+        /// How frequent and how far the resizes before the last one are.
+        resize_strength: f32 = 1.0, 0.0..=1.0;
+        /// How strong noise is, and how often it is Gaussian.
+        noise_strength: f32 = 1.0, 0.0..=1.0;
+        /// How strong JPEG compression is.
+        jpeg_strength: f32 = 1.0, 0.0..=1.0;
+        /// Least standard deviation of the Gaussian blur, in pixels (light only, as the four that follow).
         blur_min: f32 = 0.2, 0.0..=10.0;
         /// Greatest standard deviation of the Gaussian blur, in pixels.
         blur_max: f32 = 1.5, 0.0..=10.0;
@@ -490,7 +512,7 @@ options! {
         alpha: f32 = 0.0 => [Sft: 16.0, Adversary: 16.0, Asdpo: 16.0], Above(0.0, 65536.0), only [Sft, Adversary, Asdpo];
     }
 
-    /// What `[sft]` has besides: a degradation other than the base's, so that there is something to learn.
+    /// What `[sft]` has besides: a light degradation other than the base's, so that there is something to learn.
     SftOptions in [Sft] {
         /// Greatest blur in this stage, in pixels; 0: that of data.blur_max.
         blur_max: f32 = 0.0, 0.0..=10.0;
@@ -533,6 +555,21 @@ options! {
         adversary: Adversary = Adversary::Lora, Any;
         /// Radius of the Riesz perturbation, in units of the root of the residual's energy (adversary = "riesz").
         rho: f32 = 0.1, Above(0.0, 1e6);
+    }
+}
+
+impl DataOptions {
+    /// How strong each part of Real-ESRGAN's degradation is; of each the decimal that was written.
+    pub fn strengths(&self) -> Strengths {
+        let exact = |v: f32| v.to_string().parse().unwrap_or(f64::from(v));
+        Strengths {
+            blur: exact(self.blur_strength),
+            second: exact(self.second_strength),
+            ringing: exact(self.ringing_strength),
+            resize: exact(self.resize_strength),
+            noise: exact(self.noise_strength),
+            jpeg: exact(self.jpeg_strength),
+        }
     }
 }
 

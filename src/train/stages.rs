@@ -170,14 +170,14 @@ impl Context<'_> {
         if s.blur_max == 0.0 && s.noise_max == 0.0 {
             return Ok(None);
         }
-        let mut d: Degradation = self.sampler.degradation().clone();
+        let Degradation::Light(mut d) = self.sampler.degradation().clone() else { return Ok(None) };
         if s.blur_max > 0.0 {
             d.blur.1 = s.blur_max;
         }
         if s.noise_max > 0.0 {
             d.noise.1 = s.noise_max;
         }
-        Ok(Some(self.sampler.with_degradation(d)?))
+        Ok(Some(self.sampler.with_degradation(Degradation::Light(d))?))
     }
 }
 

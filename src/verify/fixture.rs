@@ -108,6 +108,11 @@ impl Fixture {
         Ok(self.f32s(name)?.as_chunks::<3>().0.into())
     }
 
+    /// What the recorder says a tensor is, in words; empty where it says nothing.
+    pub fn meaning(&self, name: &str) -> &str {
+        self.tensors[name]["meaning"].as_str().unwrap_or("")
+    }
+
     /// A number of the configuration.
     pub fn number(&self, at: &str) -> Result<f64> {
         self.value(at)?.as_f64().ok_or_else(|| self.error(format!("config {at} is not a number")))
@@ -212,6 +217,9 @@ impl Fixture {
         if let Some(tol) = t["max_abs"].as_f64() {
             // a tolerance of 0: the very same
             bound(if largest == 0.0 { 0.0 } else { largest / tol });
+        }
+        if let Some(tol) = t["mean_abs"].as_f64() {
+            bound((0..want.len()).map(error).sum::<f64>() / want.len().max(1) as f64 / tol);
         }
         if let (Some(tol), true) = (t["rel_l2"].as_f64(), size > 0.0) {
             bound(miss / size / tol);

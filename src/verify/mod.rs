@@ -4,6 +4,7 @@
 //! per tensor, the tolerance (derived from the recorder's own float32-against-float64 gap). Knows every floor below it;
 //! nothing below knows it.
 
+mod degradation;
 mod fixture;
 mod flux;
 mod image_io;
@@ -22,7 +23,7 @@ use std::path::Path;
 type Replay = fn(&mut Fixture, &Device) -> Result<()>;
 
 /// What can be replayed: stem and how.
-const REPLAYS: [(&str, Replay); 9] = [
+const REPLAYS: [(&str, Replay); 10] = [
     ("flux_tiny", flux::plain),
     ("flux_cond", flux::conditioned),
     ("sobolev", sobolev::replay),
@@ -32,6 +33,7 @@ const REPLAYS: [(&str, Replay); 9] = [
     ("sampler", sampler::replay),
     ("metrics", metrics::replay),
     ("image_io", image_io::replay),
+    ("degradation", degradation::replay),
 ];
 
 /// The verdict on one fixture.

@@ -1,10 +1,11 @@
 //! From a good picture to the bad one a model must restore: the light degradation of the tiny preset, and the
 //! procedural "bad upscaler" whose outputs the adversary learns to imitate.
 
-use ::image::codecs::jpeg::JpegEncoder;
-use ::image::{ExtendedColorType, ImageFormat};
 use serde::{Deserialize, Serialize};
 
+use super::filter::separable;
+use super::jpeg::jpeg_file;
+use super::kernels::gaussian;
 use crate::data::Image;
 use crate::data::resize::{nearest, torch_down, torch_up};
 use crate::engine::random::Reader;
@@ -16,7 +17,7 @@ const BLUR_RADIUS: usize = 5;
 /// Blur, shrink, noise and, on request, JPEG. Strengths are drawn uniformly from the ranges, once a picture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Degradation {
+pub struct Light {
     /// Range of the Gaussian blur's σ, pixels of the good picture. A σ of 0 is no blur.
     pub blur: (f32, f32),
     /// Range of the Gaussian noise's σ, in 1/255.
@@ -27,13 +28,13 @@ pub struct Degradation {
     pub scale: usize,
 }
 
-impl Default for Degradation {
+impl Default for Light {
     fn default() -> Self {
         Self { blur: (0.2, 1.5), noise: (0.0, 3.0), jpeg: None, scale: 4 }
     }
 }
 
-impl Degradation {
+impl Light {
     /// Refuses ranges that are reversed, negative, not numbers or beyond what the operations accept.
     pub fn check(&self) -> Result<()> {
         for (name, (lo, hi), limit) in [("blur", self.blur, 10.0), ("noise", self.noise, 255.0)] {
@@ -73,25 +74,10 @@ impl Degradation {
         lq.data.iter_mut().for_each(|v| *v += noise * rng.normal());
         if let Some((lo, hi)) = self.jpeg {
             let quality = lo + rng.below(usize::from(hi - lo) + 1) as u8;
-            lq = jpeg_round_trip(&lq, quality)?;
+            lq = jpeg_file(&lq, quality, false)?;
         }
         Ok(lq.clamped())
     }
-}
-
-/// `img` as an 8-bit JPEG file of `quality` (1…100) would show it.
-fn jpeg_round_trip(img: &Image, quality: u8) -> Result<Image> {
-    let fail = |what: String| Error::shape("degradation", what);
-    let (Ok(w), Ok(h)) = (u16::try_from(img.width), u16::try_from(img.height)) else {
-        return Err(fail(format!("{}×{} pixels are beyond JPEG's 65535", img.height, img.width)));
-    };
-    let mut file = Vec::new();
-    JpegEncoder::new_with_quality(&mut file, quality)
-        .encode(&img.to_rgb8(), u32::from(w), u32::from(h), ExtendedColorType::Rgb8)
-        .map_err(|e| fail(format!("JPEG quality {quality}: {e}")))?;
-    let back = ::image::load_from_memory_with_format(&file, ImageFormat::Jpeg)
-        .map_err(|e| fail(format!("reading back JPEG quality {quality}: {e}")))?;
-    Image::from_rgb8(img.height, img.width, &back.into_rgb8())
 }
 
 /// Separable Gaussian blur with σ `sigma` (pixels), cut at ±`radius` taps and renormalised; the picture is reflected at
@@ -100,36 +86,7 @@ pub fn gaussian_blur(img: &Image, sigma: f32, radius: usize) -> Image {
     if sigma <= 0.0 || img.data.is_empty() {
         return img.clone();
     }
-    let r = radius as i64;
-    let raw: Vec<f64> = (-r..=r).map(|k| (-0.5 * (k as f64 / f64::from(sigma)).powi(2)).exp()).collect();
-    let sum: f64 = raw.iter().sum();
-    let kernel: Vec<f32> = raw.iter().map(|w| (w / sum) as f32).collect();
-    let (h, w) = (img.height, img.width);
-    let mut tall = Image::zeros(h, w);
-    for (i, to) in tall.data.chunks_exact_mut(w).enumerate() {
-        let (c, y) = (i / h, (i % h) as i64);
-        for (weight, k) in kernel.iter().zip(-r..) {
-            let from = &img.data[(c * h + reflect(y + k, h)) * w..][..w];
-            to.iter_mut().zip(from).for_each(|(v, x)| *v += weight * x);
-        }
-    }
-    let mut out = Image::zeros(h, w);
-    for (to, from) in out.data.chunks_exact_mut(w).zip(tall.data.chunks_exact(w)) {
-        for (x, v) in to.iter_mut().enumerate() {
-            *v = kernel.iter().zip(-r..).map(|(weight, k)| weight * from[reflect(x as i64 + k, w)]).sum();
-        }
-    }
-    out
-}
-
-/// Index `i` folded into `0..n` by reflection about the first and last sample.
-fn reflect(i: i64, n: usize) -> usize {
-    let period = 2 * (n as i64 - 1);
-    if period == 0 {
-        return 0;
-    }
-    let i = i.rem_euclid(period);
-    i.min(period - i) as usize
+    separable(img, &gaussian(2 * radius + 1, f64::from(sigma)))
 }
 
 /// A procedurally bad ×`scale` upscaling of `lq`: 0.6 bicubic + 0.4 nearest, then an unsharp mask (σ 1.5, amount 2):
@@ -150,12 +107,6 @@ mod tests {
     use crate::engine::random::Philox;
 
     #[test]
-    fn reflection_does_not_repeat_the_edge() {
-        assert_eq!((-4..8).map(|i| reflect(i, 4)).collect::<Vec<_>>(), [2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]);
-        assert_eq!((-3..3).map(|i| reflect(i, 1)).sum::<usize>(), 0);
-    }
-
-    #[test]
     fn blur_spreads_a_point_as_a_gaussian_and_keeps_its_mass() {
         let mut img = Image::zeros(21, 21);
         img.data[10 * 21 + 10] = 1.0;
@@ -171,32 +122,30 @@ mod tests {
     fn strengths_do_what_they_say() {
         let grey = Image::from_fn(64, 64, |_, _, _| 0.5);
         let mut rng = Philox::new(1, 1).reader();
-        let still =
-            Degradation { noise: (0.0, 0.0), ..Degradation::default() }.apply(&grey, &mut rng).unwrap();
+        let still = Light { noise: (0.0, 0.0), ..Light::default() }.apply(&grey, &mut rng).unwrap();
         assert_eq!((still.height, still.width), (16, 16));
         assert!(still.data.iter().all(|v| (v - 0.5).abs() < 1e-5));
-        let noisy =
-            Degradation { noise: (10.0, 10.0), ..Degradation::default() }.apply(&grey, &mut rng).unwrap();
+        let noisy = Light { noise: (10.0, 10.0), ..Light::default() }.apply(&grey, &mut rng).unwrap();
         let rms = (noisy.data.iter().map(|v| (v - 0.5).powi(2)).sum::<f32>() / 768.0).sqrt() * 255.0;
         assert!((rms - 10.0).abs() < 1.0, "{rms}");
-        let coarse = Degradation { jpeg: Some((5, 5)), noise: (10.0, 10.0), ..Degradation::default() };
+        let coarse = Light { jpeg: Some((5, 5)), noise: (10.0, 10.0), ..Light::default() };
         let (mut a, mut b) = (Philox::new(2, 1).reader(), Philox::new(2, 1).reader());
-        let plain = Degradation { jpeg: None, ..coarse.clone() }.apply(&grey, &mut a).unwrap();
+        let plain = Light { jpeg: None, ..coarse.clone() }.apply(&grey, &mut a).unwrap();
         assert_ne!(coarse.apply(&grey, &mut b).unwrap(), plain);
-        let best = jpeg_round_trip(&still, 100).unwrap();
+        let best = jpeg_file(&still, 100, false).unwrap();
         assert!(best.data.iter().all(|v| (v - 0.5).abs() < 0.01));
     }
 
     #[test]
     fn refusals_carry_the_numbers() {
         let mut rng = Philox::new(1, 1).reader();
-        let odd = Degradation::default().apply(&Image::zeros(64, 30), &mut rng).unwrap_err().to_string();
+        let odd = Light::default().apply(&Image::zeros(64, 30), &mut rng).unwrap_err().to_string();
         assert!(odd.contains("64×30") && odd.contains('4'), "{odd}");
         let bad = [
-            Degradation { blur: (2.0, 1.0), ..Degradation::default() },
-            Degradation { noise: (f32::NAN, 1.0), ..Degradation::default() },
-            Degradation { jpeg: Some((0, 90)), ..Degradation::default() },
-            Degradation { scale: 0, ..Degradation::default() },
+            Light { blur: (2.0, 1.0), ..Light::default() },
+            Light { noise: (f32::NAN, 1.0), ..Light::default() },
+            Light { jpeg: Some((0, 90)), ..Light::default() },
+            Light { scale: 0, ..Light::default() },
         ];
         assert!(bad.iter().all(|d| matches!(d.check(), Err(Error::Usage(_)))));
     }

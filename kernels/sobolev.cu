@@ -251,7 +251,14 @@ __device__ __forceinline__ void small_gap(const float* v, const float* v_ref, co
     gap<N, THREADS>(v, v_ref, target, Quarter<N>{quarter}, plane, roots, dot, partial, kept, scale);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3)
+// Three planes of 64×64 fit a multiprocessor's shared memory, but for the 100 KB of sm_86, sm_89 and sm_120: there a
+// thread may have the registers that a third would take.
+#if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+#define PLANES 2
+#else
+#define PLANES 3
+#endif
+extern "C" __global__ void __launch_bounds__(256, PLANES)
     sobolev_gap_fwd_64_f32(const float* v, const float* v_ref, const float* target, const float* weight, double* dot,
                            float* partial, int kept, float scale) {
     small_gap<64>(v, v_ref, target, weight, dot, partial, kept, scale);

@@ -206,6 +206,8 @@ const CASES: &[Case] = &[
     ("verify without golden vectors", "verify --fixtures [DIR]/photos", AS_IT_IS),
     ("verify in a missing folder", "verify --fixtures [DIR]/none", AS_IT_IS),
     ("verify on a device that is none", "verify --device cuda:x", AS_IT_IS),
+    ("verify in a precision that is none", "verify --precision fp16", AS_IT_IS),
+    ("verify in bf16 on the CPU", "verify --device cpu --precision bf16", AS_IT_IS),
     ("kernels for the CPU", "warm --device cpu", AS_IT_IS),
 
     // Scoring folders of pictures.

@@ -4,16 +4,17 @@
 //! on the same batch by `examples/precision`, which measures the same on trained models.
 
 mod common;
-#[path = "../examples/precision/policy.rs"]
-mod policy;
+#[path = "../examples/precision/step.rs"]
+mod step;
 
 use asasr_engine::autograd::ParamSet;
 use asasr_engine::engine::{DType, Device, Philox};
 use asasr_engine::flux::params::adapter_params;
+use asasr_engine::flux::rounding::{ENGINE, INSIDE, NAIVE, rounded_matrices};
 use asasr_engine::ops::sobolev::Metric;
 use asasr_engine::train::objective::{Adversary, AsDpo};
 use common::{NANO, World};
-use policy::{ENGINE, INSIDE, Made, NAIVE, Step, cosine, pairs_on, relative_error, rounded_matrices};
+use step::{Made, Step, cosine, pairs_on, relative_error};
 
 /// ‖ΔW‖/‖W‖ of the trained adapter: the first step, and two on the way. A model with random weights heeds its condition,
 /// and adapters on that, by so much less than a trained one that they are larger here.

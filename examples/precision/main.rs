@@ -9,7 +9,7 @@
 //! The model's matrices are bf16 to begin with, as FLUX.1's are: what is measured is the computation. Losers are the
 //! dataset's and, once and for all policies made in f32, the adversary's. With `--device` the kernels compute the same.
 
-mod policy;
+mod step;
 
 use asasr_engine::autograd::{Tape, Var};
 use asasr_engine::data::{DeadLeavesSource, Degradation, Sampler, Split};
@@ -17,6 +17,8 @@ use asasr_engine::engine::{DType, Device, Philox, Tensor};
 use asasr_engine::flux::config::FluxConfig;
 use asasr_engine::flux::lora::{AdapterFile, LoraModule};
 use asasr_engine::flux::params::{Adapter, Weights, adapter_params};
+use asasr_engine::flux::rounding::Class::{self, *};
+use asasr_engine::flux::rounding::{ENGINE, INSIDE, NAIVE, rounded, rounded_matrices};
 use asasr_engine::flux::schedule::{logit_normal, sigma_of};
 use asasr_engine::flux::transformer::Flux;
 use asasr_engine::flux::weights::Folder;
@@ -26,12 +28,9 @@ use asasr_engine::ops::patch::Pack;
 use asasr_engine::train::Config;
 use asasr_engine::train::objective::{Adversary, AsDpo, Mode, Pairs, Policies, Text, as_dpo};
 use asasr_engine::{Error, Result};
-use policy::Class::{self, *};
-use policy::{
-    ENGINE, INSIDE, Made, NAIVE, Step, cosine, pairs_on, relative_error, rounded, rounded_matrices,
-};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use step::{Made, Step, cosine, pairs_on, relative_error};
 
 /// ‖ΔW‖/‖W‖ of the adapter; 0 is the first step.
 const SIZES: [f32; 4] = [0.0, 1e-4, 1e-3, 1e-2];

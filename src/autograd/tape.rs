@@ -111,7 +111,7 @@ pub enum Seen<'t> {
     /// An output of an op.
     Output {
         /// The op.
-        op: &'static str,
+        op: &'t dyn Op,
         /// What it was given.
         inputs: &'t [&'t Tensor],
     },
@@ -186,6 +186,11 @@ impl<'a> Tape<'a> {
         }
     }
 
+    /// A tape that records nothing and rewrites what this one does: for what is computed beside a pass.
+    pub fn aside(&self) -> Self {
+        Self { rewrite: self.rewrite, ..Self::no_grad() }
+    }
+
     /// A tape whose values and gradients pass through `f`: an instrument, to measure what another precision would do to
     /// them. What ops keep inside (a product's partial sums, the activations saved for a slope) it does not see.
     pub fn rewriting(mut self, f: &'a Rewrite<'a>) -> Self {
@@ -256,10 +261,7 @@ impl<'a> Tape<'a> {
         if !self.recording {
             return block(self, &constants);
         }
-        let outputs = block(&Tape { rewrite: self.rewrite, ..Tape::no_grad() }, &constants)?
-            .into_iter()
-            .map(|v| v.value)
-            .collect();
+        let outputs = block(&self.aside(), &constants)?.into_iter().map(|v| v.value).collect();
         let lead = self.batch_lead(inputs);
         let vars = inputs.iter().map(|v| (*v).clone()).collect();
         Ok(self.record(Action::Recompute(Box::new(block), vars), inputs, Vec::new(), outputs, lead))
@@ -267,8 +269,7 @@ impl<'a> Tape<'a> {
 
     fn rewritten(&self, op: &dyn Op, inputs: &[&Tensor], outputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
         let Some(f) = self.rewrite else { return Ok(outputs) };
-        let name = op.name();
-        outputs.into_iter().map(|t| f(&Seen::Output { op: name, inputs }, t)).collect()
+        outputs.into_iter().map(|t| f(&Seen::Output { op, inputs }, t)).collect()
     }
 
     fn batch_lead(&self, inputs: &[&Var]) -> usize {
@@ -507,7 +508,7 @@ mod tests {
             Tensor::from_slice(t.device(), t.shape(), &values)
         };
         let rewrite = |seen: &Seen, t: Tensor| match seen {
-            Seen::Output { op: "silu", inputs: [_] } => times(t, 2.0),
+            Seen::Output { op, inputs: [_] } if op.name() == "silu" => times(t, 2.0),
             Seen::Gradient { op: "silu", input: 0 } => times(t, 3.0),
             _ => Ok(t),
         };
@@ -515,8 +516,8 @@ mod tests {
         let want = [y.iter().map(|v| 2.0 * v).collect::<Vec<_>>(), dy.iter().map(|v| 3.0 * v).collect()];
         assert_eq!(run(Some(&rewrite), false), want);
         assert_eq!(run(Some(&rewrite), true), want);
-        let still = Tape::no_grad().rewriting(&rewrite);
-        let y = still.one(Silu, &[&Var::constant(x.clone())]).unwrap();
+        let beside = Tape::new(Leaves::default()).rewriting(&rewrite).aside();
+        let y = beside.one(Silu, &[&Var::constant(x.clone())]).unwrap();
         assert_eq!(y.value().f32(), want[0]);
     }
 }

@@ -2,8 +2,9 @@
 
 use super::device::Choice;
 use super::{print, threads};
-use asasr_engine::Result;
+use asasr_engine::train::options::{Named, Precision};
 use asasr_engine::verify::{self, Verdict};
+use asasr_engine::{Error, Result};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,6 +16,9 @@ pub struct Args {
     fixtures: Option<PathBuf>,
     #[command(flatten)]
     device: Choice,
+    /// What the model computes in: f32, or bf16 on a GPU or emu
+    #[arg(long, value_name = "PRECISION", default_value = "f32")]
+    precision: String,
     /// Only these, by file stem (repeatable)
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -29,11 +33,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let here = Path::new("tests/golden");
         if here.is_dir() { here.to_owned() } else { Path::new(env!("CARGO_MANIFEST_DIR")).join(here) }
     });
-    let rows = verify::run(&dir, &args.only, &args.device.open()?)?;
+    let precision = precision(&args.precision)?;
+    let rows = verify::run(&dir, &args.only, &args.device.open()?, precision)?;
     let mut text = String::new();
     let _ = writeln!(text, "{:<16} {:>8} {:>12}  verdict", "name", "tensors", "error ÷ tol");
     for row in &rows {
         let (verdict, detail) = match row.verdict {
+            Verdict::Passed if row.precision != precision => (
+                "passed",
+                format!(": in {}, nothing of it is ever {}", row.precision.name(), precision.name()),
+            ),
             Verdict::Passed => ("passed", String::new()),
             Verdict::Failed => ("FAILED", format!(": {}", row.detail)),
             Verdict::Skipped => ("skipped", format!(": {}", row.detail)),
@@ -57,4 +66,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         eprintln!("error: nothing was replayed from {}", dir.display());
     }
     Ok(if failed > 0 || passed == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The value of `--precision`, named as that of the option `run.precision`.
+fn precision(name: &str) -> Result<Precision> {
+    let named = Precision::ALL.iter().find(|(n, _)| *n == name);
+    named.map(|(_, p)| *p).ok_or_else(|| {
+        let names: Vec<&str> = Precision::ALL.iter().map(|(n, _)| *n).collect();
+        Error::Usage(format!("--precision {name}: wanted {}", names.join(" or ")))
+    })
 }

@@ -6,6 +6,7 @@
 pub mod config;
 pub mod lora;
 pub mod params;
+pub mod rounding;
 pub mod sampler;
 pub mod schedule;
 pub mod taef1;

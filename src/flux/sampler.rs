@@ -34,6 +34,7 @@ pub struct Conditions {
 /// `observe` is shown step number, velocity and latents after each step.
 pub fn sample<'a>(
     flux: &'a Flux<'a>,
+    tape: &Tape<'a>,
     noise: &Tensor,
     given: &Conditions,
     steps: usize,
@@ -66,7 +67,7 @@ pub fn sample<'a>(
             adapt_all: false,
             recompute: false,
         };
-        let v = flux.forward(&Tape::no_grad(), &inputs)?;
+        let v = flux.forward(tape, &inputs)?;
         x = euler(&x, v.value(), &sigma.sigma, pair[1])?;
         observe(step, v.value(), &x);
     }

@@ -132,7 +132,7 @@ impl Model {
             guidance: 0.0,
             adapters: (0..self.adapters.len()).collect(),
         };
-        let x = sample(&flux, &pack(&noise)?, &given, steps, &mut |_, _, _| {})?;
+        let x = sample(&flux, &Tape::no_grad(), &pack(&noise)?, &given, steps, &mut |_, _, _| {})?;
         let planes = tape.one(Unpack { height: h, width: w }, &[&Var::constant(x)])?;
         let values = planes.value().values()?;
         values.chunks_exact(c * h * w).map(|z| Ok(self.codec.decode(z, h, w)?.clamped())).collect()

@@ -11,6 +11,8 @@ use super::objective::{
 };
 use super::options::{LoserNoise, StageName};
 use super::stages::{Context, Plan};
+#[cfg(test)]
+use crate::autograd::tape::Rewrite;
 use crate::autograd::{ParamSet, Tape, Var};
 use crate::data::Sampler;
 use crate::engine::cuda::{Feed, Graph, Readback};
@@ -233,6 +235,9 @@ pub(super) struct Micros<'c> {
     form: Form,
     /// May they be captured?
     capture: bool,
+    /// What their tapes rewrite.
+    #[cfg(test)]
+    rewrite: Option<&'c Rewrite<'c>>,
 }
 
 impl<'c> Micros<'c> {
@@ -251,6 +256,8 @@ impl<'c> Micros<'c> {
             form: Form::New,
             // A β that is steered changes from step to step and is part of the launches.
             capture: device.gpu().is_some() && !context.steers_beta(plan.stage),
+            #[cfg(test)]
+            rewrite: None,
         })
     }
 
@@ -336,7 +343,7 @@ impl<'c> Micros<'c> {
         let (weights, adapters) = self.plan.model(self.context.config, params)?;
         let flux = Flux { config: &self.context.flux, weights: &weights, adapters: &adapters };
         let set = AdapterSet::uniform(self.plan.policy(), target.shape()[0]);
-        let tape = Tape::new(params.leaves());
+        let tape = self.on(Tape::new(params.leaves()));
         let loss = flow_matching(&flux, &tape, target, &cond, &noise, &winner.levels, set, self.mode())?;
         tape.backward(&loss, None)?;
         params.take_back(tape.into_leaves())?;
@@ -347,7 +354,7 @@ impl<'c> Micros<'c> {
         let (objective, pairs) = (self.objective(beta), self.pairs()?);
         let (weights, adapters) = self.plan.model(self.context.config, params)?;
         let flux = Flux { config: &self.context.flux, weights: &weights, adapters: &adapters };
-        let tape = objective.tape(pairs.winner.shape()[0], params.leaves());
+        let tape = self.on(objective.tape(pairs.winner.shape()[0], params.leaves()));
         let out = as_dpo(&flux, &tape, &objective, &policies(), &pairs, self.mode())?;
         tape.backward(&out.loss, None)?;
         params.take_back(tape.into_leaves())?;
@@ -357,6 +364,18 @@ impl<'c> Micros<'c> {
         };
         let preferred = Preferred { rule: out.preference, gaps: out.gaps, held: out.held, losers };
         Ok(Made { loss: out.loss.value().clone(), preferred: Some(preferred) })
+    }
+
+    /// The tape of a micro-batch, which a test may have rewritten.
+    fn on<'a>(&self, tape: Tape<'a>) -> Tape<'a>
+    where
+        'c: 'a,
+    {
+        #[cfg(test)]
+        if let Some(f) = self.rewrite {
+            return tape.rewriting(f);
+        }
+        tape
     }
 
     /// Mean H^s cosine between the LoRA adversary's perturbation of the winners and the Riesz direction.
@@ -405,7 +424,12 @@ impl<'c> Micros<'c> {
 }
 
 #[cfg(test)]
-impl Micros<'_> {
+impl<'c> Micros<'c> {
+    /// From now on tapes rewrite what passes them.
+    pub fn rewriting(&mut self, f: &'c Rewrite<'c>) {
+        self.rewrite = Some(f);
+    }
+
     /// From now on every micro-batch is launched.
     pub fn without_graphs(&mut self) {
         self.capture = false;

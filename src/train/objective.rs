@@ -239,7 +239,7 @@ pub fn as_dpo<'a>(
         Adversary::Lora => {
             let set = AdapterSet::uniform(policies.adversary.clone(), b);
             let x = Var::constant(x_w.clone());
-            let v = velocity(flux, &Tape::no_grad(), &x, &pairs.cond, sigma_w, set, mode)?;
+            let v = velocity(flux, &tape.aside(), &x, &pairs.cond, sigma_w, set, mode)?;
             let v = v.value().clone();
             let negative = coupled(objective.lambda, &pairs.winner, &x_w, &target_w, &v, &sigma_w.sigma)?;
             v_adversary = Some(v);

@@ -3,6 +3,7 @@
 //!
 //! What was done to which picture stands in the tensors' names and in the recorder's words for them.
 
+use super::arithmetic::Run;
 use super::fixture::Fixture;
 use crate::Result;
 use crate::data::Image;
@@ -12,7 +13,6 @@ use crate::data::degrade::kernels::{Blur, Sinc};
 use crate::data::degrade::noise::{gaussian, levels, photons, poisson};
 use crate::data::degrade::usm::Sharpen;
 use crate::data::resize::{Mode, To, interpolate};
-use crate::engine::Device;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -25,7 +25,7 @@ struct Recorded {
     sincs: Vec<(Sinc, usize)>,
 }
 
-pub(super) fn replay(f: &mut Fixture, _: &Device) -> Result<()> {
+pub(super) fn replay(f: &mut Fixture, _: &Run) -> Result<()> {
     let r = Recorded::read(f)?;
     for (i, blur) in r.blurs.iter().enumerate() {
         let name = f.names().into_iter().find(|n| n.starts_with(&format!("kernel.{i}_")));

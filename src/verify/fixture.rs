@@ -7,7 +7,7 @@ use crate::flux::weights::SafeFile;
 use crate::ops::attention::GroupBias;
 use crate::{Error, Result};
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Comparisons made so far.
@@ -27,6 +27,25 @@ pub(super) struct Fixture {
     file: SafeFile,
     seen: BTreeSet<String>,
     tally: Tally,
+    naive: Naive,
+}
+
+/// The bookkeeping of a replay in bf16: see [`Fixture::learn`].
+#[derive(Default)]
+struct Naive {
+    /// Is a naive implementation computing?
+    at_work: bool,
+    /// How many have.
+    draws: usize,
+    kinds: BTreeMap<String, Kind>,
+}
+
+/// Tensors that are held together, by sums of squares.
+#[derive(Default)]
+struct Kind {
+    naive: f64,
+    error: f64,
+    tolerance: f64,
 }
 
 impl Fixture {
@@ -44,11 +63,32 @@ impl Fixture {
             file,
             seen: BTreeSet::new(),
             tally: Tally::default(),
+            naive: Naive::default(),
         })
     }
 
+    /// Has `replay` compute in a naive bf16, whose errors widen the tolerances of the replays to come: to those recorded,
+    /// for f32, is added twice the root mean square of such errors, in the 2-norm. What nobody rounds is so held to f32's.
+    ///
+    /// All gradients of an adapter, or of the model, are held together, by their relative errors: a low-rank factor's, or
+    /// a gap's share in all of them, follows from a few numbers, and what is off in those is by chance next to nothing or
+    /// twice the usual.
+    pub fn learn(&mut self, replay: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        self.naive.at_work = true;
+        replay(self)?;
+        self.naive.at_work = false;
+        self.naive.draws += 1;
+        (self.seen, self.tally) = Default::default();
+        Ok(())
+    }
+
+    /// Is this replay measured as one in bf16?
+    pub fn in_bf16(&self) -> bool {
+        self.naive.at_work || self.naive.draws > 0
+    }
+
     /// Ends the replay: an output or gradient that was neither compared nor left out with a reason is an error.
-    pub fn finish(self) -> Result<Tally> {
+    pub fn finish(mut self) -> Result<Tally> {
         let forgotten: Vec<&str> =
             self.file.names().filter(|n| !self.seen.contains(*n) && self.kind(n) != "input").collect();
         if let Some(first) = forgotten.first() {
@@ -56,6 +96,12 @@ impl Fixture {
                 "{} recorded tensors were not replayed, the first is {first}",
                 forgotten.len()
             )));
+        }
+        let draws = self.naive.draws.max(1) as f64;
+        for (name, kind) in std::mem::take(&mut self.naive.kinds) {
+            let tolerance = kind.tolerance.sqrt() + 2.0 * (kind.naive / draws).sqrt();
+            let error = kind.error.sqrt();
+            self.judge(&name, error / tolerance, &format!("error {error:.2e}"));
         }
         Ok(self.tally)
     }
@@ -212,6 +258,16 @@ impl Fixture {
             .fold(0.0, |a: f64, e| if e.is_nan() { f64::INFINITY } else { a.max(e) });
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
         let (size, miss) = (norm(&mut want.iter().copied()), norm(&mut (0..want.len()).map(error)));
+        // Recorded without a tolerance: exact integers and float64 values, to float32 rounding.
+        let exact = || 2e-6 * want.iter().fold(1e-30, |a: f64, v| a.max(v.abs()));
+        if self.in_bf16() {
+            return match t["rel_l2"].as_f64().filter(|_| size > 0.0) {
+                Some(tol) => self.hold(name, kind(name), miss / size, tol),
+                None => {
+                    self.hold(name, name.to_owned(), largest, t["max_abs"].as_f64().unwrap_or_else(exact))
+                }
+            };
+        }
         let mut ratio: Option<f64> = None;
         let mut bound = |r: f64| ratio = Some(ratio.map_or(r, |a| a.max(r)));
         if let Some(tol) = t["max_abs"].as_f64() {
@@ -227,16 +283,47 @@ impl Fixture {
         if let (Some(tol), true) = (t["rel"].as_f64(), size > 0.0) {
             bound(largest / size / tol);
         }
-        // Recorded without a tolerance: exact integers and float64 values, to float32 rounding.
-        let ratio =
-            ratio.unwrap_or_else(|| largest / want.iter().fold(1e-30, |a: f64, v| a.max(v.abs())) / 2e-6);
-        self.record(name, ratio, &format!("error {largest:.2e}"));
+        self.count(name);
+        self.judge(name, ratio.unwrap_or_else(|| largest / exact()), &format!("error {largest:.2e}"));
         Ok(())
+    }
+
+    /// [`Fixture::check`] of numbers that sum a tensor up: its norm, or the energy of a residual. In bf16 they may be off by
+    /// what the naive tensor's error could do to them, which is `off` of their size: what it did is a draw or two, and by
+    /// chance next to nothing.
+    pub fn check_sum(&mut self, name: &str, got: &[f32], off: f64) -> Result<()> {
+        if !self.in_bf16() || !self.has(name) {
+            return self.check(name, got);
+        }
+        let want = self.file.f64s(name)?;
+        let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
+        let miss = norm(&mut got.iter().zip(&want).map(|(&g, w)| f64::from(g) - w));
+        let error = if self.naive.at_work { off } else { miss / norm(&mut want.iter().copied()) };
+        let tolerance = self.tensors[name]["tolerance"]["rel_l2"].as_f64().unwrap_or(0.0);
+        self.hold(name, name.to_owned(), error, tolerance)
+    }
+
+    /// [`Fixture::check_sum`] of the mean squared distance of `v`, recorded as `recorded`, to `target`.
+    pub fn check_mse(
+        &mut self,
+        name: &str,
+        got: &[f32],
+        v: &Tensor,
+        recorded: &str,
+        target: &Tensor,
+    ) -> Result<()> {
+        let (v, target, recorded) = (v.values()?, target.values()?, self.f32s(recorded)?);
+        let square =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        // (r + e)² is off from r² by 2⟨r, e⟩.
+        self.check_sum(name, got, 2.0 * (square(&v, &recorded) / square(&recorded, &target)).sqrt())
     }
 
     /// The recorder's rule for weights after AdamW's first update, which moves an element by lr·g/(|g|+ε) whatever its
     /// size: to 1 % of lr, but where the gradient is at rounding level to twice the move. The second update moves by a
-    /// ratio of gradients, so (`of_second`) it inherits the relative tolerance recorded for them.
+    /// ratio of gradients, so (`of_second`) it inherits the relative tolerance recorded for them. In bf16, where many more
+    /// gradients are at rounding level and one that changes its sign is a whole move, all weights of the update are held
+    /// together.
     pub fn check_adamw(
         &mut self,
         name: &str,
@@ -256,26 +343,92 @@ impl Fixture {
         let noise =
             if of_second { self.tensors[grad]["tolerance"]["max_abs"].as_f64().unwrap_or(0.0) } else { 0.0 };
         let peak = g.iter().fold(0.0f64, |a, g| a.max(g.abs()));
-        let mut worst = 0f64;
+        let (mut worst, mut off, mut allowed) = (0f64, 0f64, 0f64);
         for ((w, &got), g) in want.iter().zip(got).zip(&g) {
             let sure = g.abs() > 1e-3 * peak || *g == 0.0;
             let moves = if sure { (2.0 * noise / g.abs().max(1e-30)).clamp(1e-2, 2.02) } else { 2.02 };
             let moves = if *g == 0.0 { 1e-2 } else { moves };
-            let e = (f64::from(got) - w).abs() / (moves * lr + 1.2e-7 * w.abs());
-            worst = if e.is_nan() { f64::INFINITY } else { worst.max(e) };
+            let (e, most) = ((f64::from(got) - w).abs(), moves * lr + 1.2e-7 * w.abs());
+            worst = if e.is_nan() { f64::INFINITY } else { worst.max(e / most) };
+            (off, allowed) = (off + e * e, allowed + most * most);
         }
-        self.record(name, worst, "AdamW rule");
+        if self.in_bf16() {
+            return self.hold(name, kind(name), off.sqrt(), allowed.sqrt());
+        }
+        self.count(name);
+        self.judge(name, worst, "AdamW rule");
         Ok(())
     }
 
-    fn record(&mut self, name: &str, ratio: f64, what: &str) {
+    /// Takes in a comparison in bf16: an error beside its tolerance in f32.
+    fn hold(&mut self, name: &str, kind: String, error: f64, tolerance: f64) -> Result<()> {
+        let naive = self.naive.at_work;
+        if naive && !error.is_finite() {
+            return Err(self.error(format!("{name}: a naive bf16 implementation is off by {error}")));
+        }
+        let kind = self.naive.kinds.entry(kind).or_default();
+        if naive {
+            kind.naive += error * error;
+        } else {
+            kind.error += error * error;
+            kind.tolerance += tolerance * tolerance;
+            self.count(name);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, name: &str) {
         self.seen.insert(name.to_owned());
         self.tally.compared += 1;
+    }
+
+    fn judge(&mut self, name: &str, ratio: f64, what: &str) {
         if self.tally.worst.as_ref().is_none_or(|(r, _)| ratio > *r) {
             self.tally.worst = Some((ratio, name.to_owned()));
         }
         if ratio.is_nan() || ratio > 1.0 {
             self.tally.misses.push(format!("{name}: {what}, {ratio:.2}× its tolerance"));
         }
+    }
+}
+
+/// What is held together with `name`: the gradients or weights of its adapter, or of the model; else it alone.
+fn kind(name: &str) -> String {
+    let set = name.split_once(".transformer.").map(|(set, _)| set);
+    let set = set.or_else(|| name.starts_with("grad.weights.").then_some("grad.weights"));
+    set.map_or_else(|| name.to_owned(), |set| format!("{set}.*"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flux::weights::write_safetensors;
+
+    /// Twice what the naive implementation is off by in all gradients together, and f32's tolerance where it is exact.
+    #[test]
+    fn bf16_is_held_to_twice_the_naive_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["grad.transformer.0", "grad.transformer.1", "out.b"];
+        let ones = || Tensor::full(&Device::cpu(), &[4], 1.0).unwrap();
+        let tensors: Vec<_> = names.iter().map(|n| ((*n).to_owned(), ones())).collect();
+        write_safetensors(dir.path().join("x.safetensors"), &BTreeMap::new(), &tensors).unwrap();
+        let tolerance = r#"{"kind": "output", "tolerance": {"max_abs": 1e-6, "rel_l2": 1e-6}}"#;
+        let all = names.map(|n| format!("\"{n}\": {tolerance}")).join(", ");
+        std::fs::write(dir.path().join("x.json"), format!("{{\"tensors\": {{{all}}}}}")).unwrap();
+        let replay = |f: &mut Fixture, off: [f32; 3]| {
+            names.iter().zip(off).try_for_each(|(name, off)| f.check(name, &[1.0 + off; 4]))
+        };
+        let misses = |off: [f32; 3]| {
+            let mut f = Fixture::open(dir.path(), "x").unwrap();
+            f.learn(|f| replay(f, [1e-2, 0.0, 0.0])).unwrap();
+            f.learn(|f| replay(f, [0.0, 1e-2, 0.0])).unwrap();
+            replay(&mut f, off).unwrap();
+            f.finish().unwrap().misses.len()
+        };
+        assert_eq!(misses([1.9e-2, 0.0, 0.9e-6]), 0);
+        assert_eq!(misses([0.0, 2.1e-2, 0.9e-6]), 1);
+        assert_eq!(misses([1.5e-2, 1.5e-2, 0.0]), 1);
+        assert_eq!(misses([0.0, 0.0, 1.2e-6]), 1);
+        assert_eq!(misses([f32::NAN, 0.0, 0.0]), 1);
     }
 }

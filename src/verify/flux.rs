@@ -1,12 +1,13 @@
 //! `flux_tiny` (plain diffusers forward, weight gradients) and `flux_cond` (condition branch, LoRA gradients).
 
+use super::arithmetic::{Model, Run};
 use super::fixture::Fixture;
 use crate::Result;
 use crate::autograd::{ParamSet, Tape, Var};
 use crate::engine::{Device, Tensor};
 use crate::flux::config::FluxConfig;
 use crate::flux::params::{Adapter, Weights, adapter_params};
-use crate::flux::transformer::{Flux, Inputs};
+use crate::flux::transformer::Inputs;
 use crate::flux::weights::Folder;
 use crate::ops::AdapterSet;
 use crate::ops::embed::{NoiseLevels, RopeTable};
@@ -30,9 +31,21 @@ fn mse<'a>(tape: &Tape<'a>, v: &Var, target: &Tensor) -> Result<Var> {
     tape.one(Mean, &[&per_sample])
 }
 
-pub(super) fn plain(f: &mut Fixture, device: &Device) -> Result<()> {
+pub(super) fn plain(f: &mut Fixture, run: &Run) -> Result<()> {
     let config = FluxConfig::load(f.model_dir())?;
-    let mut params = base_params(f, &config, device)?;
+    let mut params = base_params(f, &config, run.device)?;
+    run.train(&mut params, |params| plain_pass(f, run, config, params))?;
+    for name in f.names() {
+        if let Some(weight) = name.strip_prefix("grad.weights.") {
+            let id = params.find(weight).ok_or_else(|| f.error(format!("{name}: no such weight")))?;
+            f.check(&name, &params.grad(id.0).values()?)?;
+        }
+    }
+    Ok(())
+}
+
+fn plain_pass(f: &mut Fixture, run: &Run, config: FluxConfig, params: &mut ParamSet) -> Result<()> {
+    let device = run.device;
     let target = f.tensor("in.target", device)?;
     let (img_ids, txt_ids) = (f.ids("in.img_ids")?, f.ids("in.txt_ids")?);
     let sigma = f.f32s("in.timestep")?;
@@ -44,9 +57,9 @@ pub(super) fn plain(f: &mut Fixture, device: &Device) -> Result<()> {
     f.check("mid.rope_cos", &twice(&rope.cos))?;
     f.check("mid.rope_sin", &twice(&rope.sin))?;
 
-    let weights = Weights::trainable(&params);
-    let flux = Flux { config: &config, weights: &weights, adapters: &[] };
-    let tape = Tape::new(params.leaves());
+    let model = Model::of(config, Weights::trainable(params), run)?;
+    let flux = model.flux(&[]);
+    let tape = model.on(Tape::new(params.leaves()));
     let img = tape.input(f.tensor("in.hidden_states", device)?, batch);
     let txt = tape.input(f.tensor("in.encoder_hidden_states", device)?, batch);
     let inputs = Inputs {
@@ -89,29 +102,26 @@ pub(super) fn plain(f: &mut Fixture, device: &Device) -> Result<()> {
     }
     f.check("out.sample", &v.value().values()?)?;
     let loss = mse(&tape, &v, &target)?;
-    f.check("out.loss", &loss.value().values()?)?;
+    f.check_mse("out.loss", &loss.value().values()?, v.value(), "out.sample", &target)?;
     tape.backward(&loss, None)?;
     for (name, var) in [("grad.hidden_states", &img), ("grad.encoder_hidden_states", &txt)] {
         let g = tape.grad(var).ok_or_else(|| f.error(format!("{name}: no gradient arrived")))?;
         f.check(name, &g.values()?)?;
     }
-    params.take_back(tape.into_leaves())?;
-    for name in f.names() {
-        if let Some(weight) = name.strip_prefix("grad.weights.") {
-            let id = params.find(weight).ok_or_else(|| f.error(format!("{name}: no such weight")))?;
-            f.check(&name, &params.grad(id.0).values()?)?;
-        }
-    }
-    Ok(())
+    params.take_back(tape.into_leaves())
 }
 
-pub(super) fn conditioned(f: &mut Fixture, device: &Device) -> Result<()> {
-    let config = FluxConfig::load(f.model_dir())?;
-    let weights = Weights::load(&Folder::open(f.model_dir())?, &config, device)?;
+pub(super) fn conditioned(f: &mut Fixture, run: &Run) -> Result<()> {
+    let (device, model) = (run.device, Model::open(f, run)?);
+    let config = &model.config;
     let names: Vec<String> =
         f.value("/lora")?.as_object().map(|o| o.keys().cloned().collect()).unwrap_or_default();
     let files = names.iter().map(|n| f.adapter(n, device)).collect::<Result<Vec<_>>>()?;
     let target = f.tensor("in.target", device)?;
+    let trained: Vec<usize> = (0..names.len())
+        .filter(|&i| f.names().iter().any(|n| n.starts_with(&format!("grad.{}.", names[i]))))
+        .collect();
+    let mut of_trained = String::new();
     // Forward under every recorded adapter set: its name joins the adapters' short names.
     for name in f.names() {
         let Some(key) = name.strip_prefix("out.").filter(|k| *k != "loss") else { continue };
@@ -123,43 +133,42 @@ pub(super) fn conditioned(f: &mut Fixture, device: &Device) -> Result<()> {
                 .collect::<Option<_>>()
                 .ok_or_else(|| f.error(format!("{name}: no adapter set of that name")))?,
         };
-        let adapters: Vec<Adapter> = files.iter().map(|a| Adapter::frozen(a, 1.0)).collect();
-        let flux = Flux { config: &config, weights: &weights, adapters: &adapters };
-        let inputs = cond_inputs(f, &config, device, set, None)?;
-        let v = flux.forward(&Tape::no_grad(), &inputs)?;
+        if set == trained {
+            of_trained.clone_from(&name);
+        }
+        let adapters = files.iter().map(|a| run.frozen(a, 1.0)).collect::<Result<Vec<_>>>()?;
+        let flux = model.flux(&adapters);
+        let inputs = cond_inputs(f, config, device, set, None)?;
+        let v = flux.forward(&model.on(Tape::no_grad()), &inputs)?;
         f.check(&name, &v.value().values()?)?;
     }
     // Gradients of every adapter that has recorded ones.
-    let trained: Vec<usize> = (0..names.len())
-        .filter(|&i| f.names().iter().any(|n| n.starts_with(&format!("grad.{}.", names[i]))))
-        .collect();
     let mut params = adapter_params(device, &trained.iter().map(|&i| &files[i]).collect::<Vec<_>>())?;
-    let adapters = trained
-        .iter()
-        .map(|&i| {
-            Adapter::trainable(
-                &names[i],
-                files[i].modules.values().next().map_or(1.0, |m| m.scaling()),
-                &params,
-            )
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let flux = Flux { config: &config, weights: &weights, adapters: &adapters };
-    let tape = Tape::new(params.leaves());
-    let batch = target.shape()[0];
-    let img = tape.input(f.tensor("in.hidden_states", device)?, batch);
-    let cond = tape.input(f.tensor("in.condition", device)?, batch);
-    let set = (0..adapters.len()).collect();
-    let inputs = cond_inputs(f, &config, device, set, Some((img.clone(), cond.clone())))?;
-    let v = flux.forward(&tape, &inputs)?;
-    let loss = mse(&tape, &v, &target)?;
-    f.check("out.loss", &loss.value().values()?)?;
-    tape.backward(&loss, None)?;
-    for (name, var) in [("grad.hidden_states", &img), ("grad.condition", &cond)] {
-        let g = tape.grad(var).ok_or_else(|| f.error(format!("{name}: no gradient arrived")))?;
-        f.check(name, &g.values()?)?;
-    }
-    params.take_back(tape.into_leaves())?;
+    run.train(&mut params, |params| {
+        let adapters = trained
+            .iter()
+            .map(|&i| {
+                let scale = files[i].modules.values().next().map_or(1.0, |m| m.scaling());
+                Adapter::trainable(&names[i], scale, params)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let flux = model.flux(&adapters);
+        let tape = model.on(Tape::new(params.leaves()));
+        let batch = target.shape()[0];
+        let img = tape.input(f.tensor("in.hidden_states", device)?, batch);
+        let cond = tape.input(f.tensor("in.condition", device)?, batch);
+        let set = (0..adapters.len()).collect();
+        let inputs = cond_inputs(f, config, device, set, Some((img.clone(), cond.clone())))?;
+        let v = flux.forward(&tape, &inputs)?;
+        let loss = mse(&tape, &v, &target)?;
+        f.check_mse("out.loss", &loss.value().values()?, v.value(), &of_trained, &target)?;
+        tape.backward(&loss, None)?;
+        for (name, var) in [("grad.hidden_states", &img), ("grad.condition", &cond)] {
+            let g = tape.grad(var).ok_or_else(|| f.error(format!("{name}: no gradient arrived")))?;
+            f.check(name, &g.values()?)?;
+        }
+        params.take_back(tape.into_leaves())
+    })?;
     for name in f.names() {
         let Some(rest) = name.strip_prefix("grad.").filter(|r| r.contains(".transformer.")) else { continue };
         let full = rest.replacen(".transformer.", ".", 1);

@@ -1,16 +1,16 @@
 //! `image_io`: Pillow's and torchvision's resizes and crops of 8-bit pictures, and how floats become bytes.
 
+use super::arithmetic::Run;
 use super::fixture::Fixture;
 use crate::Result;
 use crate::data::Image;
 use crate::data::image::level;
 use crate::data::pil::{Filter, center_crop, resize};
-use crate::engine::Device;
 
 /// Sides of the VAE's input are multiples of this.
 const MULTIPLE: usize = 16;
 
-pub(super) fn replay(f: &mut Fixture, _: &Device) -> Result<()> {
+pub(super) fn replay(f: &mut Fixture, _: &Run) -> Result<()> {
     let image = f.picture("in.image")?;
     for name in f.names() {
         let Some(kind) = name.strip_prefix("pil.") else { continue };

@@ -1,15 +1,15 @@
 //! `metrics`: PSNR and SSIM as pyiqa and as basicsr compute them, log-spectral distances, colour fixes.
 
+use super::arithmetic::Run;
 use super::fixture::Fixture;
 use crate::Result;
 use crate::data::Image;
-use crate::engine::Device;
 use crate::eval::luma::exact;
 use crate::eval::spectrum::{EPSILON, rms_db};
 use crate::eval::{Convention, Pair, power_spectrum, psnr};
 use crate::infer::color::{adain, wavelet};
 
-pub(super) fn replay(f: &mut Fixture, _: &Device) -> Result<()> {
+pub(super) fn replay(f: &mut Fixture, _: &Run) -> Result<()> {
     let truth = f.picture("in.gt")?;
     for name in f.names() {
         let Some((metric, which)) = name.split_once('.') else { continue };

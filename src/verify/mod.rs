@@ -1,9 +1,11 @@
 //! Replays golden vectors recorded from other implementations, and says how far the engine is from them.
 //!
 //! A fixture is `<stem>.safetensors` with `<stem>.json`; the stem says what is computed, the json its configuration and,
-//! per tensor, the tolerance (derived from the recorder's own float32-against-float64 gap). Knows every floor below it;
+//! per tensor, the tolerance (derived from the recorder's own float32-against-float64 gap). In bf16 that tolerance grows by
+//! twice what a naive bf16 implementation, emulated on the CPU, is off by in the same tensor. Knows every floor below it;
 //! nothing below knows it.
 
+mod arithmetic;
 mod degradation;
 mod fixture;
 mod flux;
@@ -16,24 +18,26 @@ mod steps;
 
 use crate::engine::Device;
 use crate::error::did_you_mean;
+use crate::train::options::Precision;
 use crate::{Error, Result};
+use arithmetic::{Run, SPARED};
 use fixture::Fixture;
 use std::path::Path;
 
-type Replay = fn(&mut Fixture, &Device) -> Result<()>;
+type Replay = fn(&mut Fixture, &Run) -> Result<()>;
 
-/// What can be replayed: stem and how.
-const REPLAYS: [(&str, Replay); 10] = [
-    ("flux_tiny", flux::plain),
-    ("flux_cond", flux::conditioned),
-    ("sobolev", sobolev::replay),
-    ("asdpo_step", steps::asdpo),
-    ("adversary_step", steps::adversary),
-    ("scheduler", scheduler::replay),
-    ("sampler", sampler::replay),
-    ("metrics", metrics::replay),
-    ("image_io", image_io::replay),
-    ("degradation", degradation::replay),
+/// What can be replayed: stem, whether the model is in it, which may compute in bf16, and how.
+const REPLAYS: [(&str, bool, Replay); 10] = [
+    ("flux_tiny", true, flux::plain),
+    ("flux_cond", true, flux::conditioned),
+    ("sobolev", false, sobolev::replay),
+    ("asdpo_step", true, steps::asdpo),
+    ("adversary_step", true, steps::adversary),
+    ("scheduler", false, scheduler::replay),
+    ("sampler", true, sampler::replay),
+    ("metrics", false, metrics::replay),
+    ("image_io", false, image_io::replay),
+    ("degradation", false, degradation::replay),
 ];
 
 /// The verdict on one fixture.
@@ -52,6 +56,8 @@ pub enum Verdict {
 pub struct Row {
     /// File stem.
     pub name: String,
+    /// What it was computed in: f32 where nothing of it is ever bf16.
+    pub precision: Precision,
     /// Tensors compared.
     pub tensors: usize,
     /// Tensors left out, with the reason.
@@ -65,7 +71,12 @@ pub struct Row {
 }
 
 /// Replays the fixtures of `dir` (all, or those named in `only`) on `device`, in name order.
-pub fn run(dir: &Path, only: &[String], device: &Device) -> Result<Vec<Row>> {
+pub fn run(dir: &Path, only: &[String], device: &Device, precision: Precision) -> Result<Vec<Row>> {
+    if precision == Precision::Bf16 && device.gpu().is_none() {
+        return Err(Error::Usage(format!(
+            "--precision bf16 is for a GPU, the device is {device:?}: say --device cuda or emu, or --precision f32"
+        )));
+    }
     let mut stems: Vec<String> = std::fs::read_dir(dir)
         .map_err(Error::io(dir))?
         .filter_map(|e| e.ok()?.path().file_name()?.to_str()?.strip_suffix(".safetensors").map(str::to_owned))
@@ -83,22 +94,30 @@ pub fn run(dir: &Path, only: &[String], device: &Device) -> Result<Vec<Row>> {
     Ok(stems
         .into_iter()
         .filter(|s| only.is_empty() || only.contains(s))
-        .map(|s| replay(dir, &s, device))
+        .map(|s| replay(dir, &s, device, precision))
         .collect())
 }
 
-fn replay(dir: &Path, stem: &str, device: &Device) -> Row {
+fn replay(dir: &Path, stem: &str, device: &Device, precision: Precision) -> Row {
     let mut row = Row {
         name: stem.to_owned(),
+        precision,
         tensors: 0,
         left_out: Vec::new(),
         worst: None,
         verdict: Verdict::Skipped,
         detail: "nothing in this version computes it".to_owned(),
     };
-    let Some((_, how)) = REPLAYS.iter().find(|(name, _)| *name == stem) else { return row };
+    let Some((_, model, how)) = REPLAYS.iter().find(|r| r.0 == stem) else { return row };
+    if !model {
+        row.precision = Precision::F32;
+    }
     let outcome = Fixture::open(dir, stem).and_then(|mut f| {
-        how(&mut f, device)?;
+        if row.precision == Precision::Bf16 {
+            let cpu = Device::cpu();
+            SPARED.iter().try_for_each(|spared| f.learn(|f| how(f, &Run::naive(&cpu, spared))))?;
+        }
+        how(&mut f, &Run::engine(device, row.precision.dtype()))?;
         f.finish()
     });
     match outcome {

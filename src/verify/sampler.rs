@@ -1,24 +1,21 @@
 //! `sampler`: the reference's `generate()` on a tiny pipeline, latents of every step.
 
+use super::arithmetic::{Model, Run};
 use super::fixture::Fixture;
 use crate::Result;
-use crate::engine::{Device, Tensor};
-use crate::flux::config::FluxConfig;
-use crate::flux::params::{Adapter, Weights};
+use crate::autograd::Tape;
+use crate::engine::Tensor;
 use crate::flux::sampler::{Conditions, sample};
 use crate::flux::schedule::sampling_sigmas;
-use crate::flux::transformer::Flux;
-use crate::flux::weights::Folder;
 
-pub(super) fn replay(f: &mut Fixture, device: &Device) -> Result<()> {
-    let config = FluxConfig::load(f.model_dir())?;
-    let weights = Weights::load(&Folder::open(f.model_dir())?, &config, device)?;
+pub(super) fn replay(f: &mut Fixture, run: &Run) -> Result<()> {
+    let (device, model) = (run.device, Model::open(f, run)?);
     let strengths = f.value("/adapters")?.as_object().cloned().unwrap_or_default();
     let adapters = strengths
         .iter()
-        .map(|(name, s)| Ok(Adapter::frozen(&f.adapter(name, device)?, s.as_f64().unwrap_or(1.0) as f32)))
+        .map(|(name, s)| run.frozen(&f.adapter(name, device)?, s.as_f64().unwrap_or(1.0) as f32))
         .collect::<Result<Vec<_>>>()?;
-    let flux = Flux { config: &config, weights: &weights, adapters: &adapters };
+    let flux = model.flux(&adapters);
     let noise = f.tensor("in.noise", device)?;
     let steps = f.number("/steps")? as usize;
     let sigmas = sampling_sigmas(steps, noise.shape()[1]);
@@ -35,7 +32,8 @@ pub(super) fn replay(f: &mut Fixture, device: &Device) -> Result<()> {
         adapters: (0..adapters.len()).collect(),
     };
     let mut seen: Vec<(String, Tensor)> = Vec::new();
-    sample(&flux, &noise, &given, steps, &mut |step, v: &Tensor, x: &Tensor| {
+    let tape = model.on(Tape::no_grad());
+    sample(&flux, &tape, &noise, &given, steps, &mut |step, v: &Tensor, x: &Tensor| {
         seen.push((format!("step{step}.velocity"), v.clone()));
         seen.push((format!("step{step}.latents"), x.clone()));
     })?;

@@ -1,11 +1,13 @@
 //! `scheduler`: training and sampling noise levels, warm-up, one Euler step.
 
+use super::arithmetic::Run;
 use super::fixture::Fixture;
 use crate::Result;
-use crate::engine::{Device, Tensor};
+use crate::engine::Tensor;
 use crate::flux::schedule::{euler, logit_normal, sampling_sigmas, shift_mu, sigma_of, warmup_lr};
 
-pub(super) fn replay(f: &mut Fixture, device: &Device) -> Result<()> {
+pub(super) fn replay(f: &mut Fixture, run: &Run) -> Result<()> {
+    let device = run.device;
     let steps = 1000;
     let train: Vec<f32> = (0..steps).map(|i| sigma_of((i as f32 + 0.5) / steps as f32)).collect();
     f.check("train.sigmas", &train)?;

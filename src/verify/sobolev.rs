@@ -1,12 +1,14 @@
 //! `sobolev`: energies and gradients, half spectrum (`ref*`) and full, any plane and any s.
 
+use super::arithmetic::Run;
 use super::fixture::Fixture;
 use crate::Result;
 use crate::autograd::{Leaves, Tape, Var};
 use crate::engine::{Device, Tensor};
 use crate::ops::sobolev::{Metric, SobolevGap, Spectrum, Weight};
 
-pub(super) fn replay(f: &mut Fixture, device: &Device) -> Result<()> {
+pub(super) fn replay(f: &mut Fixture, run: &Run) -> Result<()> {
+    let device = run.device;
     for name in f.names() {
         if let Some(i) = name.strip_prefix("mse_") {
             let (energy, _) = energy(f, &format!("x_{i}"), Spectrum::Full, 0.0, device)?;

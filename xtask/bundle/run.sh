@@ -113,6 +113,7 @@ json() { if [ -s "$1" ]; then cat "$1"; else printf null; fi; }
 parity() {
     step kernels bin/parity --nocapture --test-threads=1
     step golden bin/asasr-engine verify --fixtures tests/golden --device "$on"
+    step golden-bf16 bin/asasr-engine verify --fixtures tests/golden --device "$on" --precision bf16
 }
 
 train() {

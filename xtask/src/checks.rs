@@ -124,12 +124,17 @@ pub fn test() -> Result<(), String> {
     run(&mut command)
 }
 
-/// The golden vectors, by the CPU and by the emulated kernels.
+/// The golden vectors, by the CPU and, in both precisions, by the emulated kernels.
 pub fn verify() -> Result<(), String> {
     run(binary()?.args(["verify", "--device", "cpu"]))?;
-    let mut emulated = binary()?;
-    emulated.args(["verify", "--device", "emu"]);
-    if kernels::with_nvrtc(&mut emulated)? { run(&mut emulated) } else { Ok(()) }
+    for precision in ["f32", "bf16"] {
+        let mut emulated = binary()?;
+        emulated.args(["verify", "--device", "emu", "--precision", precision]);
+        if kernels::with_nvrtc(&mut emulated)? {
+            run(&mut emulated)?;
+        }
+    }
+    Ok(())
 }
 
 /// The table op × input; the test fails on a miss.

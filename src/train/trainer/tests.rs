@@ -23,6 +23,8 @@ use std::sync::atomic::AtomicBool;
 #[path = "../../../tests/common/cuda.rs"]
 mod cuda;
 
+mod bf16;
+
 struct Silent;
 
 impl Progress for Silent {
@@ -216,6 +218,8 @@ fn share(got: &[f32], want: &[f32], allowed: [f64; 2]) -> f64 {
 }
 
 const STAGES: [StageName; 4] = [StageName::Base, StageName::Sft, StageName::Adversary, StageName::Asdpo];
+/// What they export, in the run directory.
+const EXPORTED: [&str; 4] = [layout::BASE, layout::SFT, layout::ADVERSARY, layout::ASDPO];
 const DIRECTIONS: u64 = 3;
 
 /// The CPU's run of a stage and those that follow it, each update from the state that it is in then: the device's, and
@@ -334,13 +338,12 @@ impl Compared<'_> {
 fn every_update_agrees_with_the_cpus() {
     let Some(device) = cuda::device() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let config = config("base.steps=10 base.ema=0.9 base.validate_every=0 run.validation_crops=1");
+    let config = config(TEN);
     let (cpu, gpu) =
         (context(&config, &Device::cpu(), folder.path()), context(&config, &device, folder.path()));
     let (mut made, mut on_device) = (Artifacts::default(), Artifacts::default());
     let mut failures = Vec::new();
-    for (stage, name) in STAGES.into_iter().zip([layout::BASE, layout::SFT, layout::ADVERSARY, layout::ASDPO])
-    {
+    for (stage, name) in STAGES.into_iter().zip(EXPORTED) {
         let steps = config.stage(stage).steps;
         let (plan, far) = (cpu.plan(stage, &made).unwrap(), gpu.plan(stage, &on_device).unwrap());
         let near: Vec<Plan> = (0..DIRECTIONS).map(|d| cpu.plan(stage, &nudged(&made, d)).unwrap()).collect();
@@ -364,6 +367,9 @@ fn every_update_agrees_with_the_cpus() {
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
+
+/// The options of ten updates of each stage.
+const TEN: &str = "base.steps=10 base.ema=0.9 base.validate_every=0 run.validation_crops=1";
 
 /// A very small model with a few updates behind each stage.
 const SMALL: &str = "model.dim=16 model.axes=[2,2,4] model.double=1 model.single=1 data.images=5 data.held_out=1 \

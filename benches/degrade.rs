@@ -1,7 +1,7 @@
 //! How fast pairs are made: decoding, and Real-ESRGAN's degradation of 512² crops.
 //!
-//! `cargo bench --bench degrade -- [FOLDER]` prints both in images a second and core, on one thread and on all; without a
-//! folder of photographs, dead leaves stand in. `degrade FOLDER --peer` is the engine's side of
+//! `cargo bench --bench degrade -- [FOLDER]` prints both on one thread and on all, in processor time, which tells what a core
+//! does even where other programs share it, and in images a second; without a folder of photographs, dead leaves stand in. `degrade FOLDER --peer` is the engine's side of
 //! `benches/peers/basicsr_degrade.py`: it answers each line of stdin, a number of pairs, with the seconds they took.
 
 use asasr_engine::data::{DeadLeaves, Photo, RealEsrgan};
@@ -67,28 +67,34 @@ fn main() -> Outcome<()> {
         return Ok(());
     }
     let all = rayon::current_num_threads();
-    println!("{} photographs, {PAIRS} pairs of {CROP}²; images a second and core", photos.len());
-    println!("{:<8} {:>10} {:>10} {:>10}", "threads", "decode", "degrade", "both");
+    println!("{} photographs, {PAIRS} pairs of {CROP}²", photos.len());
+    println!("{:<8} {:<8} {:>16} {:>16} {:>9}", "threads", "", "processor ms", "a second, core", "a second");
     for threads in if all > 1 { vec![1, all] } else { vec![1] } {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-        let decoding = Instant::now();
-        let decoded = (0..PAIRS).collect::<Vec<_>>();
-        pool.install(|| {
-            decoded
-                .par_iter()
-                .try_for_each(|i| decode(&files[i % files.len()]).map(|p| drop(std::hint::black_box(p))))
+        let timed = |what: &str, work: &dyn Fn() -> Outcome<()>| -> Outcome<f64> {
+            let (begun, before) = (Instant::now(), processor_seconds()?);
+            work()?;
+            let (wall, cpu) = (begun.elapsed().as_secs_f64(), processor_seconds()? - before);
+            let n = PAIRS as f64;
+            println!("{threads:<8} {what:<8} {:>16.1} {:>16.1} {:>9.1}", 1e3 * cpu / n, n / cpu, n / wall);
+            Ok(cpu)
+        };
+        let decoding = timed("decode", &|| {
+            let one =
+                |i: usize| decode(&files[i % files.len()]).map(|photo| drop(std::hint::black_box(photo)));
+            Ok(pool.install(|| (0..PAIRS).into_par_iter().try_for_each(one))?)
         })?;
-        let decoding = decoding.elapsed().as_secs_f64();
-        let degrading = Instant::now();
-        pool.install(|| make(&photos, &config, 0, PAIRS))?;
-        let degrading = degrading.elapsed().as_secs_f64();
-        let rate = |seconds: f64| PAIRS as f64 / seconds / threads as f64;
-        println!(
-            "{threads:<8} {:>10.1} {:>10.1} {:>10.1}",
-            rate(decoding),
-            rate(degrading),
-            rate(decoding + degrading)
-        );
+        let degrading = timed("degrade", &|| Ok(pool.install(|| make(&photos, &config, 0, PAIRS))?))?;
+        println!("{threads:<8} {:<8} {:>33.1}", "both", PAIRS as f64 / (decoding + degrading));
     }
     Ok(())
+}
+
+/// Processor time of this process so far, in hundredths: Linux's `/proc`.
+fn processor_seconds() -> Outcome<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // after the command's name, which may hold anything: state is field 3, user and system time are 14 and 15
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks = fields.skip(11).take(2).map(str::parse::<f64>).collect::<Result<Vec<_>, _>>()?;
+    Ok(ticks.iter().sum::<f64>() / 100.0)
 }

@@ -103,6 +103,9 @@ fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Makes good pictures of bad ones; it is given the true ones, too.
+type Restore<'a> = dyn Fn(&[Image], &[Image]) -> Result<Vec<Image>> + 'a;
+
 /// What a fold measured: (method, crops) without a preference stage, then of every arm, and rounded preferences.
 struct Measured {
     plain: Vec<(String, Vec<Crop>)>,
@@ -157,9 +160,8 @@ impl<'a> Fold<'a> {
         let config = config(&self.sets, &[])?;
         let steps = format!("sft.steps={}", config.sft.steps + config.asdpo.steps);
         self.train(&longer, &["run.stages=sft".to_owned(), steps, from.clone()])?;
-        let score = |name: &str, restore: &dyn Fn(&[Image], &[Image]) -> Result<Vec<Image>>| {
-            self.kept(&format!("{name}.json"), || self.score(lpips, restore))
-        };
+        let score =
+            |name: &str, restore: &Restore| self.kept(&format!("{name}.json"), || self.score(lpips, restore));
         let codec = self.sampler.codec();
         let through = |hq: &[Image]| -> Result<Vec<Image>> {
             let block = codec.block();
@@ -232,11 +234,7 @@ impl<'a> Fold<'a> {
     }
 
     /// The held-out crops as `restore` makes them of LQ and HQ, scored.
-    fn score(
-        &self,
-        lpips: Option<&Lpips>,
-        restore: &dyn Fn(&[Image], &[Image]) -> Result<Vec<Image>>,
-    ) -> Result<Vec<Crop>> {
+    fn score(&self, lpips: Option<&Lpips>, restore: &Restore) -> Result<Vec<Crop>> {
         let pairs = self.sampler.held_out(CROPS)?;
         let mut out = Vec::new();
         for group in pairs.chunks(BATCH) {

@@ -69,7 +69,7 @@ impl Results {
             "Everything",
             "Means over the held-out crops; in brackets the standard deviation between folds, which differ in their \
              held-out photographs and in every random draw. Radial LSD and hf ratio are of a fold's set of crops.",
-            rows(&all, |q, s| with_folds(q, s)),
+            rows(&all, with_folds),
         );
         let methods: Vec<&(Arm, Scored)> = METHODS.iter().flat_map(|(m, _)| self.arms_of(m)).collect();
         table(
@@ -189,10 +189,7 @@ impl Results {
             .iter()
             .map(|(m, _)| {
                 let start = at(self.reference());
-                (
-                    m.to_string(),
-                    [start].into_iter().chain(self.arms_of(m).rev_by_beta().map(|s| at(s))).collect(),
-                )
+                (m.to_string(), [start].into_iter().chain(self.arms_of(m).rev_by_beta().map(at)).collect())
             })
             .collect();
         lines.extend(

@@ -95,6 +95,10 @@ class Basicsr:
             return self.d.random_add_gaussian_noise_pt(x, sigma_range=c["noise"], clip=True, rounds=False, gray_prob=c["gray"])
         return self.d.random_add_poisson_noise_pt(x, scale_range=c["poisson"], gray_prob=c["gray"], clip=True, rounds=False)
 
+    def filter(self, x, kernels):
+        # filter2D wants planes one after the other, whatever recent torch made of them before
+        return self.process.filter2D(x.contiguous(), kernels)
+
     def step(self):
         """One batch: sharpened targets, bad pictures."""
         torch, np, interpolate = self.torch, self.np, self.torch.nn.functional.interpolate
@@ -112,21 +116,21 @@ class Basicsr:
             out = self.compress(interpolate(gt, size=small, mode=self.mode()), SECOND)
             return gt, (out * 255).round().clamp(0, 255) / 255
         # kernels are drawn for each picture, everything else for the batch
-        out = self.process.filter2D(gt, torch.stack([self.kernel(FIRST) for _ in crops]))
+        out = self.filter(gt, torch.stack([self.kernel(FIRST) for _ in crops]))
         out = interpolate(out, scale_factor=self.factor(FIRST), mode=self.mode())
         out = self.compress(self.noise(out, FIRST), FIRST)
         if np.random.uniform() < SECOND["blur_prob"]:
             always = SECOND | dict(blur_prob=1.0)
-            out = self.process.filter2D(out, torch.stack([self.kernel(always) for _ in crops]))
+            out = self.filter(out, torch.stack([self.kernel(always) for _ in crops]))
         side = int(CROP / SCALE * self.factor(SECOND))
         out = self.noise(interpolate(out, size=(side, side), mode=self.mode()), SECOND)
         last = torch.stack([self.last_kernel() for _ in crops])
         if np.random.uniform() < 0.5:
-            out = self.process.filter2D(interpolate(out, size=small, mode=self.mode()), last)
+            out = self.filter(interpolate(out, size=small, mode=self.mode()), last)
             out = self.compress(out, SECOND)
         else:
             out = interpolate(self.compress(out, SECOND), size=small, mode=self.mode())
-            out = self.process.filter2D(out, last)
+            out = self.filter(out, last)
         return gt, (out * 255).round().clamp(0, 255) / 255
 
     def run(self, n):

@@ -168,7 +168,9 @@ impl Job {
         let settings = Table::try_from(settings).map_err(|e| bad(e.to_string()))?;
         match std::fs::read_to_string(out.join(SETTINGS)) {
             Ok(text) => {
-                let before: Table = text.parse().map_err(|e: toml::de::Error| bad(e.message().to_owned()))?;
+                let before: Table = text
+                    .parse()
+                    .map_err(|e: toml::de::Error| bad(format!("{}; choose another --out", e.message())))?;
                 if before != settings {
                     let mut all = differences("", &before, &settings);
                     // the job's own before the degradation's, which may be many

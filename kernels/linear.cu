@@ -3,6 +3,41 @@
 
 using Tile = Shape<128, 128, 2, 4>;
 
+// Σz² of each 16 columns of the tile's rows, out of the registers, for the norms of the heads.
+__device__ __forceinline__ void survey(NormRope<bf16>& e, const float (&acc)[4][4][4], const Floats& bias,
+                                       const Problem& p, int n0, void* memory) {
+    e.norms = (float*)memory;
+    int lane = threadIdx.x & 31, column = Tile::warp_n() + (lane & 3) * 2;
+    float add[4][2];
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            int at = n0 + column + j * 8 + k;
+            add[j][k] = bias.at && at < p.n ? bias[at] : 0.0f;
+        }
+    __syncthreads(); // Another warp may still multiply what lies there.
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+#pragma unroll
+            for (int part = 0; part < 2; part++) {
+                float squares = 0.0f;
+#pragma unroll
+                for (int j = 2 * part; j < 2 * part + 2; j++)
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        float z = acc[i][j][2 * h + k] + add[j][k];
+                        squares += z * z;
+                    }
+                squares = sum_of_four(squares);
+                int row = Tile::warp_m() + i * 16 + h * 8 + (lane >> 2);
+                if ((lane & 3) == 0) e.norms[(Tile::warp_n() / 16 + part) * 128 + row] = squares;
+            }
+    e.measure();
+}
+
 // linear_fwd, linear_fwd_wide, linear_fwd_gelu, linear_fwd_resid, linear_fwd_resid_wide, linear_bwd_dx, linear_bwd_dw:
 //   C[m,n] = epilogue(A·B + s·f + bias), + C where accumulate ≠ 0
 //   fwd y = x·Wᵀ: A = x [m,k], B = W [n,k]. gelu: GELU of that. resid: resid + that, gated where there is a gate.
@@ -26,7 +61,7 @@ using Tile = Shape<128, 128, 2, 4>;
 //   do not depend on m or on its neighbours. Which adapters act on a row is in s, as zeros, so one launch serves all.
 template <int A_ALONG, int B_ALONG, bool WHOLE, class Out, class E>
 __device__ __forceinline__ void product(const bf16* __restrict__ a, const bf16* __restrict__ b, const Floats& bias,
-                                        Out* c, const E& e, const Extra<bf16>& extra, const Problem& p) {
+                                        Out* c, E e, const Extra<bf16>& extra, const Problem& p) {
     extern __shared__ __align__(128) u8 memory[];
     int tile_row, tile_column;
     tile_of(blockIdx.x, (p.m + Tile::M - 1) / Tile::M, (p.n + Tile::N - 1) / Tile::N, tile_row, tile_column);
@@ -47,6 +82,7 @@ __device__ __forceinline__ void product(const bf16* __restrict__ a, const bf16* 
     };
     float acc[4][4][4] = {};
     multiply<Tile, A_ALONG, B_ALONG>(acc, shared_address(memory), steps + more, Tile::WN / 16, fetch_both);
+    survey(e, acc, bias, p, n0, memory);
     each_pair<Tile>(acc, m0, n0, Tile::WN / 16, [&](int row, int column, float(&v)[2]) {
         finish<2>(p, bias, c, e, row, column, WHOLE, v);
     });
@@ -86,6 +122,21 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     linear_bwd_dw_bf16(const bf16* a, const bf16* b, const Floats bias, float* c, const Extra<bf16> extra, const
                        Problem p) {
     product<ACROSS_K, ACROSS_K, true>(a, b, bias, c, Plain(), extra, p);
+}
+
+// linear_fwd_rope: y = rope(norm(x·Wᵀ + s·f + bias)), as qk_norm_rope_fwd makes it, of what is not rounded yet
+// Shapes: as linear_fwd's; n is whole heads of 16, 32, 64 or 128; weight [2·pairs], cosine, sine [tokens, pairs] f32.
+// Layout: as linear_fwd's; weight and angles to themselves.
+// Grid: ⌈m/128⌉·⌈n/128⌉ blocks of 256.
+// Cost: linear_fwd's, 8 bytes for each of `pairs·tokens` angles, 12 FLOPs for each of y's.
+// Dynamic shared: 65536 bytes
+// Traffic: as linear_fwd's; angles are read for every head.
+// Idea: a tile holds whole heads, so that the norm is of sums over four lanes and, in shared memory that the product is
+//   done with, over parts of 16 columns in their order; a pair that is turned lies in one thread. Nothing is read back.
+extern "C" __global__ void __launch_bounds__(256, 2)
+    linear_fwd_rope_bf16(const bf16* a, const bf16* b, const Floats bias, bf16* c, const NormRope<bf16> e, const
+                         Extra<bf16> extra, const Problem p) {
+    product<ALONG_K, ALONG_K, true>(a, b, bias, c, e, extra, p);
 }
 
 // linear_fwd_any, linear_fwd_wide_any, linear_fwd_gelu_any, linear_fwd_resid_any, linear_fwd_resid_wide_any: the same

@@ -73,8 +73,38 @@ __device__ __forceinline__ void multiply(float (&acc)[M / 16][N / 16], const Sid
     }
 }
 
-// linear_fwd_f32, linear_fwd_gelu_f32, linear_fwd_resid_f32, linear_bwd_dx_f32, linear_bwd_dw_f32: as linear.cu's, in
-//   f32 throughout
+// As linear.cu's: Σz² of each 16 columns of the tile's rows.
+__device__ __forceinline__ void survey(NormRope<float>& e, const float (&acc)[8][8], const Floats& bias,
+                                       const Problem& p, int n0, void* memory) {
+    e.norms = (float*)memory;
+    int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
+    __syncthreads(); // Another warp may still multiply what lies there.
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float add[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int at = n0 + tx * 4 + h * 64 + j;
+            add[j] = bias.at && at < p.n ? bias[at] : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float squares = 0.0f;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float z = acc[i][h * 4 + j] + add[j];
+                squares += z * z;
+            }
+            squares = sum_of_four(squares);
+            int row = ty * 4 + (i >> 2) * 64 + (i & 3);
+            if ((tx & 3) == 0) e.norms[(h * 4 + (tx >> 2)) * 128 + row] = squares;
+        }
+    }
+    e.measure();
+}
+
+// linear_fwd_f32, linear_fwd_gelu_f32, linear_fwd_rope_f32, linear_fwd_resid_f32, linear_bwd_dx_f32, linear_bwd_dw_f32:
+//   as linear.cu's, in f32 throughout
 // Shapes: as linear_fwd's there.
 // Layout: values aligned to 4 bytes, any lda, ldb, ldc, ldf; A and B may overlap each other, C may be resid, else
 //   nothing.
@@ -86,7 +116,7 @@ __device__ __forceinline__ void multiply(float (&acc)[M / 16][N / 16], const Sid
 //   steps of k in the tiles that have a row they act on.
 template <int A_ALONG, int B_ALONG, class E>
 __device__ __forceinline__ void product(const float* __restrict__ a, const float* __restrict__ b, const Floats& bias,
-                                        float* c, const E& e, const Extra<float>& extra, const Problem& p) {
+                                        float* c, E e, const Extra<float>& extra, const Problem& p) {
     __shared__ __align__(16) Side<TILE> tile_a, tile_b;
     int tile_row, tile_column;
     tile_of(blockIdx.x, (p.m + TILE - 1) / TILE, (p.n + TILE - 1) / TILE, tile_row, tile_column);
@@ -106,6 +136,7 @@ __device__ __forceinline__ void product(const float* __restrict__ a, const float
     };
     float acc[8][8] = {};
     multiply<TILE, TILE>(acc, tile_a, tile_b, steps + more, fetch_both);
+    survey(e, acc, bias, p, n0, tile_a);
     int row = m0 + (threadIdx.x >> 4) * 4, column = n0 + (threadIdx.x & 15) * 4;
     bool whole = p.ldc % 4 == 0 && aligned(c, e.beside());
 #pragma unroll
@@ -124,6 +155,11 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 }
 extern "C" __global__ void __launch_bounds__(256, 2)
     linear_fwd_gelu_f32(const float* a, const float* b, const Floats bias, float* c, const Gelu<float> e,
+                        const Extra<float> extra, const Problem p) {
+    product<ALONG_K, ALONG_K>(a, b, bias, c, e, extra, p);
+}
+extern "C" __global__ void __launch_bounds__(256, 2)
+    linear_fwd_rope_f32(const float* a, const float* b, const Floats bias, float* c, const NormRope<float> e,
                         const Extra<float> extra, const Problem p) {
     product<ALONG_K, ALONG_K>(a, b, bias, c, e, extra, p);
 }

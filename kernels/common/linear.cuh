@@ -2,6 +2,7 @@
 // to a value before it is stored.
 #pragma once
 #include "common/gelu.cuh"
+#include "common/rope.cuh"
 #include "common/tables.cuh"
 
 // C = A·B (+ bias) (+ C). A is [m, k] and B [k, n] to the eye; which of their dimensions is contiguous in memory is the
@@ -158,6 +159,51 @@ template <class T, class Out> struct Residual {
         for (int j = 0; j < N; j++) v[j] = r[j] + (gate && j < at.count ? gate[j] * v[j] : v[j]);
     }
 };
+
+// Queries or keys: each head by its weight and its 1/rms, its pairs turned by the angle of the token. A head is 16, 32,
+// 64 or 128 columns: a tile of 128 holds it whole.
+template <class T> struct NormRope {
+    T* z;
+    const float* weight; // [2·pairs]
+    const float* cosine; // [tokens, pairs]
+    const float* sine;
+    float* norms; // the tile's 1/rms, in the block's shared memory
+    int tokens, pairs;
+
+    __device__ __forceinline__ const void* beside() const { return z; }
+    // Once each 16 columns of the tile's rows have their Σz² in norms[columns/16][128 rows]: 1/rms, where a head's first
+    // columns have theirs. The sums are added in the order of the columns.
+    __device__ __forceinline__ void measure() {
+        __syncthreads();
+        int parts = pairs / 8;
+        for (int i = threadIdx.x; i < 128 * (8 / parts); i += blockDim.x) {
+            float* at = norms + i / 128 * parts * 128 + i % 128;
+            float sum = at[0];
+            for (int k = 1; k < parts; k++) sum += at[k * 128];
+            at[0] = rrms(sum, pairs);
+        }
+        __syncthreads();
+    }
+    template <int N> __device__ __forceinline__ void apply(const Place<N>& at, float (&v)[N]) const {
+        if (z) at.put(z, v);
+        int c = at.column & (2 * pairs - 1);
+        i64 angle = (i64)(at.row % tokens) * pairs + c / 2;
+        float r = norms[((at.column & 127) - c) / 16 * 128 + (at.row & 127)];
+#pragma unroll
+        for (int j = 0; j < N; j += 2)
+            norm_rotate(v[j], v[j + 1], r, weight[c + j], weight[c + j + 1], cosine[angle + j / 2], sine[angle + j / 2]);
+    }
+};
+
+// The sum over four lanes that are neighbours, in each of them.
+__device__ __forceinline__ float sum_of_four(float v) {
+    v += __shfl_xor_sync(0xffffffffu, v, 1);
+    return v + __shfl_xor_sync(0xffffffffu, v, 2);
+}
+
+// What an epilogue must know of the whole tile, before its first value: nothing, but for norms.
+template <class E, class Acc>
+__device__ __forceinline__ void survey(E&, const Acc&, const Floats&, const Problem&, int, void*) {}
 
 // N neighbours of a row of A·B: biased, added to what is there, through the epilogue, stored.
 template <int N, class Out, class E>

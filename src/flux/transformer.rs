@@ -301,17 +301,17 @@ impl<'a> Flux<'a> {
 
         let n = self.ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
         let nt = self.ln(tape, &plan.text, &s.txt, std::slice::from_ref(&mt), 0, 1)?;
-        let lin =
-            |name: &str, x: &Var| self.linear(tape, &at(name), x, Epilogue::None, &[], on_stream.clone());
-        let lin_t = |name: &str, x: &Var| self.linear(tape, &at(name), x, Epilogue::None, &[], None);
-        let q = self.norm_rope(tape, &at("attn.norm_q"), &lin("attn.to_q", &n)?, &plan.rope)?;
-        let k = self.norm_rope(tape, &at("attn.norm_k"), &lin("attn.to_k", &n)?, &plan.rope)?;
-        let v = lin("attn.to_v", &n)?;
-        let qt =
-            self.norm_rope(tape, &at("attn.norm_added_q"), &lin_t("attn.add_q_proj", &nt)?, &plan.rope_txt)?;
-        let kt =
-            self.norm_rope(tape, &at("attn.norm_added_k"), &lin_t("attn.add_k_proj", &nt)?, &plan.rope_txt)?;
-        let vt = lin_t("attn.add_v_proj", &nt)?;
+        let turned = |[name, norm]: [&str; 2]| {
+            self.norm_rope(tape, [&at(name), &at(norm)], &n, &plan.rope, on_stream.clone())
+        };
+        let turned_t =
+            |[name, norm]: [&str; 2]| self.norm_rope(tape, [&at(name), &at(norm)], &nt, &plan.rope_txt, None);
+        let q = turned(["attn.to_q", "attn.norm_q"])?;
+        let k = turned(["attn.to_k", "attn.norm_k"])?;
+        let v = self.linear(tape, &at("attn.to_v"), &n, Epilogue::None, &[], on_stream.clone())?;
+        let qt = turned_t(["attn.add_q_proj", "attn.norm_added_q"])?;
+        let kt = turned_t(["attn.add_k_proj", "attn.norm_added_k"])?;
+        let vt = self.linear(tape, &at("attn.add_v_proj"), &nt, Epilogue::None, &[], None)?;
         let o = tape.apply(plan.attention.clone(), &[&q, &k, &v, &kt, &vt, &qt])?;
 
         let gate = |chunk| Epilogue::Gate { source: plan.stream.clone(), chunk };
@@ -342,14 +342,17 @@ impl<'a> Flux<'a> {
         let lora = |tokens: Range<usize>| Some((tokens, &plan.set));
         let (all, text) = (plan.lora_tokens.clone(), &plan.lora_text);
 
-        let lin = |name: &str, x: &Var, tokens: &Range<usize>| {
-            self.linear(tape, &at(name), x, Epilogue::None, &[], lora(tokens.clone()))
+        let value = |x: &Var, tokens: &Range<usize>| {
+            self.linear(tape, &at("attn.to_v"), x, Epilogue::None, &[], lora(tokens.clone()))
         };
-        let (norm_q, norm_k) = (at("attn.norm_q"), at("attn.norm_k"));
-        let k = self.norm_rope(tape, &norm_k, &lin("attn.to_k", &n, &all)?, &plan.rope)?;
-        let v = lin("attn.to_v", &n, &all)?;
-        let kt = self.norm_rope(tape, &norm_k, &lin("attn.to_k", &nt, text)?, &plan.rope_txt)?;
-        let vt = lin("attn.to_v", &nt, text)?;
+        let turned = |[name, norm]: [&str; 2], x: &Var, rope: &Arc<RopeTable>, tokens: &Range<usize>| {
+            self.norm_rope(tape, [&at(name), &at(norm)], x, rope, lora(tokens.clone()))
+        };
+        let [to_q, to_k] = [["attn.to_q", "attn.norm_q"], ["attn.to_k", "attn.norm_k"]];
+        let k = turned(to_k, &n, &plan.rope, &all)?;
+        let v = value(&n, &all)?;
+        let kt = turned(to_k, &nt, &plan.rope_txt, text)?;
+        let vt = value(&nt, text)?;
 
         // Of the last block only image tokens go on.
         let l = plan.layout;
@@ -361,7 +364,7 @@ impl<'a> Flux<'a> {
         } else {
             (n, s.x.clone(), plan.rope.clone(), all)
         };
-        let q = self.norm_rope(tape, &norm_q, &lin("attn.to_q", &n, &tokens)?, &rope)?;
+        let q = turned(to_q, &n, &rope, &tokens)?;
         let out = |o: &Var,
                    n: &Var,
                    resid: &Var,
@@ -379,7 +382,7 @@ impl<'a> Flux<'a> {
             let (source, m) = if cut { (&plan.text, mt) } else { (&plan.stream, &m[..]) };
             return Ok((out(&o, &n, &resid, m, source, lora(tokens))?, s.txt));
         }
-        let qt = self.norm_rope(tape, &norm_q, &lin("attn.to_q", &nt, text)?, &plan.rope_txt)?;
+        let qt = turned(to_q, &nt, &plan.rope_txt, text)?;
         let o = tape.apply(plan.attention.clone(), &[&q, &k, &v, &kt, &vt, &qt])?;
         let x = out(&o[0], &n, &resid, &m, &plan.stream, lora(tokens))?;
         let txt = out(&o[1], &nt, &s.txt, mt, &plan.text, lora(text.clone()))?;
@@ -397,9 +400,21 @@ impl<'a> Flux<'a> {
         Ok(m)
     }
 
-    fn norm_rope(&self, tape: &Tape<'a>, name: &str, x: &Var, table: &Arc<RopeTable>) -> Result<Var> {
-        let w = self.weights.var(tape, &format!("{name}.weight"))?;
-        tape.one(QkNormRope { table: table.clone() }, &[x, &w])
+    /// Queries or keys: the layer `module`, normed with the weight of `norm` and turned.
+    fn norm_rope(
+        &self,
+        tape: &Tape<'a>,
+        [module, norm]: [&str; 2],
+        x: &Var,
+        table: &Arc<RopeTable>,
+        lora: Option<(Range<usize>, &Arc<AdapterSet>)>,
+    ) -> Result<Var> {
+        let (w, table) = (self.weights.var(tape, &format!("{norm}.weight"))?, table.clone());
+        if tape.rewrites() {
+            let z = self.linear(tape, module, x, Epilogue::None, &[], lora)?;
+            return tape.one(QkNormRope { table }, &[&z, &w]);
+        }
+        self.linear(tape, module, x, Epilogue::NormRope { table }, &[&w], lora)
     }
 
     /// Are activations but the residual stream bf16?

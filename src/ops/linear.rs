@@ -2,17 +2,18 @@
 //!
 //! ```text
 //! z[b,t] = W·x[b,t] + bias + Σ_{a ∈ set(b)} scale_a · B_a·(A_a·x[b,t])      the sum for t in `lora.tokens` only
-//! y = z  |  GELU(z)  |  resid + z  |  resid + gate ⊙ z
+//! y = z  |  GELU(z)  |  RoPE(norm(z))  |  resid + z  |  resid + gate ⊙ z
 //! ```
 //! x `[batch, tokens, in]` (or `[batch, in]`), W `[out, in]` f32 or bf16, bias `[out]`, A `[r, in]`, B `[out, r]`;
-//! the gate is a chunk of a modulation table. Inputs, in order: x, W, bias (if `bias`), resid (if
-//! the epilogue adds) and the gate tables, then A and B of every adapter.
+//! the gate is a chunk of a modulation table. Inputs, in order: x, W, bias (if `bias`), the norm's weight (if the epilogue
+//! has a norm), resid (if it adds) and the gate tables, then A and B of every adapter.
 //!
-//! Saves x where a weight needs its gradient, z for GELU′ or the gate's gradient, and handles on the weights.
+//! Saves x where a weight needs its gradient, z for GELU′, for the norm or the gate's gradient, and handles on the weights.
 //! Adapters are applied one after the other, so a policy whose last B is 0 gives the reference's very bits. On CUDA they
 //! are further terms of the same sum, which an adapter that is not in a sample's set, or whose B is 0, adds zeros to.
 
-use super::{AdapterSet, Case, ModSource, Op, Save, Slot, gelu, random};
+use super::embed::RopeTable;
+use super::{AdapterSet, Case, ModSource, Op, Save, Slot, gelu, given, qk_norm_rope, random};
 use crate::engine::matmul::{Mat, matmul, transpose};
 use crate::engine::{Device, Tensor, simd};
 use crate::{Error, Result};
@@ -36,6 +37,11 @@ pub enum Epilogue {
     None,
     /// tanh-GELU.
     Gelu,
+    /// Queries' and keys' norm and rotation, as [`QkNormRope`](qk_norm_rope::QkNormRope) has them.
+    NormRope {
+        /// Angles of every token.
+        table: Arc<RopeTable>,
+    },
     /// `resid + z`.
     Add,
     /// `resid + gate ⊙ z`, the gate being chunk `chunk` of the modulation.
@@ -90,13 +96,14 @@ impl Linear {
             there.then(|| at - 1)
         };
         let bias = next(self.bias);
+        let norm = next(matches!(self.epilogue, Epilogue::NormRope { .. }));
         let (adds, gated, two) = match &self.epilogue {
             Epilogue::Gate { source, .. } => (true, true, source.cond.is_some()),
             Epilogue::Add => (true, false, false),
             _ => (false, false, false),
         };
         let (resid, image, cond) = (next(adds), next(gated), next(two));
-        Layout { bias, resid, image, cond, lora: at, total: at + 2 * self.adapters().len() }
+        Layout { bias, norm, resid, image, cond, lora: at, total: at + 2 * self.adapters().len() }
     }
 
     /// Adapters of sample `b`: position among this layer's adapters, and scale.
@@ -141,6 +148,9 @@ impl Linear {
         if let Some(i) = at.bias {
             inputs[i].expect(OP, "the bias", &[out])?;
         }
+        if let (Epilogue::NormRope { table }, Some(i)) = (&self.epilogue, at.norm) {
+            qk_norm_rope::expect(OP, table, [tokens, out], inputs[i])?;
+        }
         if let Some(r) = at.resid
             && (inputs[r].len() != batch * tokens * out || inputs[r].shape().first() != Some(&batch))
         {
@@ -170,6 +180,7 @@ impl Linear {
 
 struct Layout {
     bias: Option<usize>,
+    norm: Option<usize>,
     resid: Option<usize>,
     image: Option<usize>,
     cond: Option<usize>,
@@ -191,7 +202,10 @@ impl Op for Linear {
     }
 
     fn cuda(&self) -> bool {
-        true
+        match &self.epilogue {
+            Epilogue::NormRope { table } => table.half <= qk_norm_rope::launch::MOST,
+            _ => true,
+        }
     }
 
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
@@ -199,7 +213,7 @@ impl Op for Linear {
         let at = self.layout();
         let keep_z = match &self.epilogue {
             Epilogue::None | Epilogue::Add => false,
-            Epilogue::Gelu => save.wanted(),
+            Epilogue::Gelu | Epilogue::NormRope { .. } => save.wanted(),
             Epilogue::Gate { .. } => [at.image, at.cond].into_iter().flatten().any(|i| save.needs(i)),
         };
         if let Some(gpu) = inputs[0].device().gpu() {
@@ -332,6 +346,14 @@ impl Linear {
         match &self.epilogue {
             Epilogue::None => {}
             Epilogue::Gelu => simd::gelu_in_place(y),
+            Epilogue::NormRope { table } => {
+                let w = inputs[at.norm.expect("there is a norm")].f32();
+                let mut z = vec![0.0; d.out];
+                for (t, y) in (first..).zip(y.chunks_exact_mut(d.out)) {
+                    z.copy_from_slice(y);
+                    qk_norm_rope::row(table, w, t, &z, y);
+                }
+            }
             Epilogue::Add => {
                 let resid = inputs[at.resid.expect("there is a residual")].f32();
                 simd::axpy(1.0, &resid[(b * d.tokens + first) * d.out..][..y.len()], y);
@@ -370,6 +392,12 @@ impl Linear {
                 let mut dz = Tensor::from_slice(dy.device(), dy.shape(), dy.f32())?;
                 gelu::backward(z.f32(), dz.f32_mut());
                 Ok(Some(dz))
+            }
+            Epilogue::NormRope { table } => {
+                let i = at.norm.expect("there is a norm");
+                let mut dz = Slot { grad: Tensor::empty(dy.device(), dy.shape())?, accumulate: false };
+                qk_norm_rope::backward(table, [z, input(i)], dy, Some(&mut dz), slots[i].as_mut())?;
+                Ok(Some(dz.grad))
             }
             Epilogue::Gate { source, chunk } => {
                 let (resid, image) = (at.resid.expect("gated"), at.image.expect("gated"));
@@ -504,7 +532,7 @@ fn keep(inputs: &[&Tensor], at: &Layout, z: Option<&Tensor>, save: &mut Save) ->
     if !save.wanted() {
         return Ok(());
     }
-    let weights = (1..at.total).filter(|i| ![at.resid, at.image, at.cond].contains(&Some(*i)));
+    let weights = (1..at.total).filter(|i| ![at.norm, at.resid, at.image, at.cond].contains(&Some(*i)));
     let x_needed = weights.into_iter().any(|i| save.needs(i));
     save.keep(&if x_needed { inputs[0].clone() } else { empty(inputs[0])? });
     save.keep(&z.map_or_else(|| empty(inputs[0]), |z| Ok(z.clone()))?);
@@ -565,6 +593,11 @@ pub fn cases(device: &Device) -> Vec<Case> {
                 inputs.push(rnd(&[b, t, o], 23, 1.0));
             }
             let mut parameters = vec![1, 2];
+            if let Epilogue::NormRope { table } = &op.epilogue {
+                let w: Vec<f32> = rnd(&[2 * table.half], 23, 0.3).f32().iter().map(|v| v + 1.0).collect();
+                parameters.push(3);
+                inputs.push(given(device, &[w.len()], &w));
+            }
             for (k, &r) in ranks.iter().enumerate() {
                 parameters.extend([inputs.len(), inputs.len() + 1]);
                 inputs.push(rnd(&[r, i], 26 + k as u64, fan));
@@ -598,6 +631,12 @@ pub fn cases(device: &Device) -> Vec<Case> {
         },
         chunk: 1,
     };
+    // Heads of this width; every token has angles of its own.
+    let rope = |t: usize, head: usize| {
+        let ids: Vec<[f32; 3]> = (0..t).map(|i| [0.0, (i / 8) as f32, (i % 8) as f32]).collect();
+        let table = RopeTable::new(&ids, &[2, head / 2 - 2, head / 2], 1e4).expect("the axes are even");
+        Epilogue::NormRope { table: Arc::new(table) }
+    };
     let wide = || Linear { wide: true, ..Linear::plain() };
     let mut rows =
         adapted("linear/20 64→192 +16+16", [20, 1, 64, 192], form(Epilogue::None), &[16, 16], 0..1);
@@ -605,6 +644,8 @@ pub fn cases(device: &Device) -> Vec<Case> {
     let mut cases = vec![
         make("linear/plain", [2, 3, 5, 4], Epilogue::None, &[]),
         make("linear/gelu", [2, 3, 5, 4], Epilogue::Gelu, &[]),
+        make("linear/rope", [2, 3, 12, 16], rope(3, 8), &[]),
+        make("linear/lora+rope, leading", [4, 4, 12, 16], rope(4, 8), &[2, 3]).leading(2),
         make("linear/add", [2, 3, 5, 4], Epilogue::Add, &[]),
         make("linear/gate", [2, 4, 5, 6], gate(2, 4), &[]),
         make("linear/lora", [3, 4, 6, 5], Epilogue::None, &[2, 3]),
@@ -619,6 +660,13 @@ pub fn cases(device: &Device) -> Vec<Case> {
         make("linear/150 37→131 gelu", [1, 150, 37, 131], Epilogue::Gelu, &[]),
         make("linear/12x128 128→512 gelu", [12, 128, 128, 512], Epilogue::Gelu, &[]),
         make("linear/12x128 640→128 gate+lora", [12, 128, 640, 128], gate(12, 128), &[16, 16]),
+        // Heads of every width that the GPU's tiles hold whole, and others; tiles of two samples; rows on no 16 bytes.
+        make("linear/12x128 128→128 rope 32 +lora", [12, 128, 128, 128], rope(128, 32), &[16, 16]),
+        make("linear/2x150 72→384 rope 128", [2, 150, 72, 384], rope(150, 128), &[]),
+        make("linear/3x70 64→192 rope 64", [3, 70, 64, 192], rope(70, 64), &[]).leading(2),
+        make("linear/2x70 64→144 rope 16", [2, 70, 64, 144], rope(70, 16), &[]),
+        make("linear/2x70 64→144 rope 48", [2, 70, 64, 144], rope(70, 48), &[]),
+        make("linear/2x70 37→96 rope 32", [2, 70, 37, 96], rope(70, 32), &[]),
         // A result, and a residual, of either dtype.
         adapted("linear/2x70 64→136 wide", [2, 70, 64, 136], wide(), &[], 0..0),
         adapted("linear/2x70 33→137 wide", [2, 70, 33, 137], wide(), &[], 0..0),

@@ -5,6 +5,7 @@
 //! has the residual's dtype, else x's, or f32 where it is `wide`; so has dy, which is narrowed to x's on the way to dz.
 
 use super::super::modulate::launch::table_bytes;
+use super::super::qk_norm_rope::{self, launch as rope};
 use super::super::{Slot, cuda, expect_dtypes};
 use super::{Dims, Epilogue, Layout, Linear};
 use crate::Result;
@@ -53,11 +54,6 @@ impl Linear {
             }
             _ => None,
         };
-        let after = match (&self.epilogue, resid) {
-            (Epilogue::Gelu, _) => After::Gelu(z.as_mut()),
-            (_, Some(resid)) => After::Residual(z.as_mut(), resid, gate),
-            _ => After::Nothing,
-        };
         let product = Product {
             name: "linear_fwd",
             extents: [d.batch * d.tokens, d.out, d.in_],
@@ -66,6 +62,21 @@ impl Linear {
             b: &w,
             bias: at.bias.map(|i| inputs[i]),
             adapted: adapted.as_ref(),
+        };
+        let after = match (&self.epilogue, resid) {
+            (Epilogue::Gelu, _) => After::Gelu(z.as_mut()),
+            (Epilogue::NormRope { table }, _) => {
+                let w = inputs[at.norm.expect("there is a norm")];
+                if !product.holds_heads(&y, 2 * table.half) {
+                    let mut z = z.map_or_else(|| fresh(dtype), Ok)?;
+                    product.run(gpu, &mut z, false, After::Nothing)?;
+                    rope::forward(gpu, table, &z, w, &mut y)?;
+                    return Ok((y, keep_z.then_some(z)));
+                }
+                After::NormRope(z.as_mut(), table, w)
+            }
+            (_, Some(resid)) => After::Residual(z.as_mut(), resid, gate),
+            _ => After::Nothing,
         };
         product.run(gpu, &mut y, false, after)?;
         Ok((y, z))
@@ -100,6 +111,13 @@ impl Linear {
                 let grad = Tensor::empty_as(dy.device(), dy.shape(), dtype)?;
                 let mut slot = Slot { grad, accumulate: false };
                 cuda::slope(gpu, OP, ["gelu.cu", "gelu_bwd"], z, dy, &mut slot)?;
+                slot.grad
+            }
+            Epilogue::NormRope { table } => {
+                let i = at.norm.expect("there is a norm");
+                let grad = Tensor::empty_as(dy.device(), dy.shape(), dtype)?;
+                let mut slot = Slot { grad, accumulate: false };
+                qk_norm_rope::backward(table, [z, input(i)], dy, Some(&mut slot), slots[i].as_mut())?;
                 slot.grad
             }
             Epilogue::Gate { source, chunk } => {

@@ -1,7 +1,9 @@
 //! The layer's own products: `kernels/linear.cu` (bf16) and `kernels/linear_f32.cu`.
 
-use super::super::super::cuda;
+use super::super::super::embed::RopeTable;
 use super::super::super::modulate::launch::Tables;
+use super::super::super::qk_norm_rope::launch::{angle_bytes, angles};
+use super::super::super::{cuda, expect_dtypes};
 use super::OP;
 use super::lora::Adapted;
 use crate::engine::cuda::Gpu;
@@ -62,10 +64,24 @@ struct Residual {
     chunk: i32,
 }
 
+/// `NormRope` of the source.
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit)]
+struct NormRope {
+    z: u64,
+    weight: u64,
+    angles: [u64; 2],
+    norms: u64,
+    tokens: i32,
+    pairs: i32,
+}
+
 /// What happens to z before it is stored as y, and where z is kept, if it is.
 pub enum After<'a> {
     Nothing,
     Gelu(Option<&'a mut Tensor>),
+    /// The angles, the norm's weight.
+    NormRope(Option<&'a mut Tensor>, &'a RopeTable, &'a Tensor),
     /// The residual, and where there is a gate: its tables, the tokens of a sample, its chunk, the bytes that are read.
     Residual(Option<&'a mut Tensor>, &'a Tensor, Option<(Tables, usize, usize, usize)>),
 }
@@ -93,6 +109,7 @@ impl Product<'_> {
         let part = match after {
             After::Nothing => "",
             After::Gelu(_) => "_gelu",
+            After::NormRope(..) => "_rope",
             After::Residual(..) => "_resid",
         };
         let forward = self.name == "linear_fwd";
@@ -116,11 +133,24 @@ impl Product<'_> {
             .moves(bias.map_or(0, |t| t.len() * t.dtype().size()))
             .write_or_add(c, accumulate)
             .multiplies(flops);
+        let bytes = |t: &Tensor| t.len() * t.dtype().size();
         let launch = match after {
             After::Nothing => launch,
             After::Gelu(z) => launch.write_or_null(z),
+            After::NormRope(z, table, w) => {
+                expect_dtypes(OP, DType::F32, &[w])?;
+                let moved = z.as_deref().map_or(0, bytes) + bytes(w) + angle_bytes(table);
+                let e = NormRope {
+                    z: z.map_or(Ok(0), Tensor::address_mut)?,
+                    weight: gpu.address(w)?,
+                    angles: angles(gpu, table)?,
+                    norms: 0,
+                    tokens: cuda::int(OP, table.cos.len() / table.half.max(1))?,
+                    pairs: cuda::int(OP, table.half)?,
+                };
+                launch.value(e).moves(moved)
+            }
             After::Residual(z, resid, gate) => {
-                let bytes = |t: &Tensor| t.len() * t.dtype().size();
                 let moved = bytes(resid) + z.as_deref().map_or(0, bytes) + gate.map_or(0, |g| g.3);
                 let (tables, tokens, chunk, _) = gate.unwrap_or((Tables::zeroed(), 1, 0, 0));
                 let e = Residual {
@@ -140,13 +170,19 @@ impl Product<'_> {
         launch.value(Problem::new([m, n, k], [lda, ldb, n], accumulate)?).run()
     }
 
+    /// Whether a kernel's tile holds whole heads of this width, and there is a kernel for these rows.
+    pub fn holds_heads(&self, c: &Tensor, width: usize) -> bool {
+        let fits = matches!(width, 16 | 32 | 64 | 128);
+        fits && (self.a.dtype() == DType::F32 || self.whole(c, &After::Nothing))
+    }
+
     /// Whether every row begins on 16 bytes, and C's pairs on theirs.
     fn whole(&self, c: &Tensor, after: &After) -> bool {
         let on = |t: &Tensor, bytes: u64| t.address().is_multiple_of(bytes);
         let [lda, ldb] = self.strides;
         let beside = match after {
             After::Nothing => true,
-            After::Gelu(z) => z.as_deref().is_none_or(|z| on(z, 4)),
+            After::Gelu(z) | After::NormRope(z, ..) => z.as_deref().is_none_or(|z| on(z, 4)),
             After::Residual(z, resid, _) => z.as_deref().is_none_or(|z| on(z, 4)) && on(resid, 8),
         };
         let extra = self.adapted.is_none_or(|e| e.whole());

@@ -51,7 +51,7 @@ fn linear(streams: usize, inp: usize, out: usize, gelu: bool) -> Large {
             random(&cpu, &[out], 22, 0.3),
         ];
         let epilogue = if gelu { Epilogue::Gelu } else { Epilogue::None };
-        Case::new(title.clone(), Linear { bias: true, epilogue, lora: None, wide: false }, inputs)
+        Case::new(title.clone(), Linear { epilogue, ..Linear::plain() }, inputs)
             .half(&[0, 1, 2])
             .parameters(&[1, 2])
             .cost(2.0 * rows as f64 * (inp * out) as f64, rows * out)

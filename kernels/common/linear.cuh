@@ -9,12 +9,29 @@
 // kernel's orientation. lda, ldb, ldc are the distances of two rows as they lie in memory, in elements.
 struct Problem {
     int m, n, k;
-    int lda, ldb, ldc;
+    int lda, ldb, ldc; // unused where an operand is `Joined`
     int accumulate; // ≠ 0: adds to what C holds
 };
 
 // A: [m, k] with k contiguous, or [k, m] with m contiguous. B: [n, k] with k contiguous, or [k, n] with n contiguous.
 enum { ALONG_K, ACROSS_K };
+
+// A matrix as it lies in memory, its rows ld apart.
+template <class T> struct Matrix {
+    const T* first;
+    int ld;
+    __device__ __forceinline__ const T* at(int row, int column) const { return first + ((i64)row * ld + column); }
+};
+// One whose columns from `split` on lie in a second matrix; rows of either are contiguous. `split` is the whole width where
+// there is no second.
+template <class T> struct Joined {
+    const T* first;
+    const T* second;
+    int split, rest; // columns of each
+    __device__ __forceinline__ const T* at(int row, int column) const {
+        return column < split ? first + ((i64)row * split + column) : second + ((i64)row * rest + (column - split));
+    }
+};
 
 // Numbers of either dtype: masters are f32, what is frozen may be bf16.
 struct Floats {
@@ -140,6 +157,17 @@ template <class T> struct Gelu {
         if (z) at.put(z, v);
 #pragma unroll
         for (int j = 0; j < N; j++) v[j] = gelu(v[j]);
+    }
+};
+// Of backward: the gradient of what went through GELU becomes that of z.
+template <class T> struct Slope {
+    const T* z;
+    __device__ __forceinline__ const void* beside() const { return z; }
+    template <int N> __device__ __forceinline__ void apply(const Place<N>& at, float (&v)[N]) const {
+        float before[N];
+        at.get(z, before);
+#pragma unroll
+        for (int j = 0; j < N; j++) v[j] *= gelu_slope(before[j]);
     }
 };
 // The residual, and the gate that z is multiplied with, where there is one.

@@ -14,6 +14,7 @@ use crate::ops::attention::{Attention, GroupBias};
 use crate::ops::cast::Cast;
 use crate::ops::concat::{Concat, Narrow};
 use crate::ops::embed::{NoiseLevels, RopeTable, sinusoid_constant};
+use crate::ops::feed_forward::FeedForward;
 use crate::ops::linear::{Epilogue, Linear, Lora};
 use crate::ops::modulate::LnModulate;
 use crate::ops::qk_norm_rope::QkNormRope;
@@ -324,11 +325,11 @@ impl<'a> Flux<'a> {
         let txt = self.linear_v(tape, &at("attn.to_add_out"), &o[1], gate_t(2), &with(&s.txt, &mt), None)?;
 
         let n = self.ln(tape, &plan.stream, &x, &m, 3, 4)?;
-        let h = self.linear(tape, &at("ff.net.0.proj"), &n, Epilogue::Gelu, &[], on_stream.clone())?;
-        let x = self.linear_v(tape, &at("ff.net.2"), &h, gate(5), &with(&x, &m), on_stream)?;
+        let ff = |name: &str| [at(&format!("{name}.net.0.proj")), at(&format!("{name}.net.2"))];
+        let x = self.feed_forward(tape, &ff("ff"), &n, None, gate(5), &with(&x, &m), on_stream)?;
         let nt = self.ln(tape, &plan.text, &txt, &mt, 3, 4)?;
-        let h = self.linear(tape, &at("ff_context.net.0.proj"), &nt, Epilogue::Gelu, &[], None)?;
-        let txt = self.linear_v(tape, &at("ff_context.net.2"), &h, gate_t(5), &with(&txt, &mt), None)?;
+        let extra = with(&txt, &mt);
+        let txt = self.feed_forward(tape, &ff("ff_context"), &nt, None, gate_t(5), &extra, None)?;
         Ok((x, txt))
     }
 
@@ -371,11 +372,9 @@ impl<'a> Flux<'a> {
                    m: &[Var],
                    source: &ModSource,
                    lora: Option<(Range<usize>, &Arc<AdapterSet>)>| {
-            let h = self.linear(tape, &at("proj_mlp"), n, Epilogue::Gelu, &[], lora.clone())?;
-            let both = tape.one(Concat { axis: 2 }, &[o, &h])?;
             let gate = Epilogue::Gate { source: source.clone(), chunk: 2 };
             let extra: Vec<Var> = std::iter::once(resid).chain(m).cloned().collect();
-            self.linear_v(tape, &at("proj_out"), &both, gate, &extra, lora)
+            self.feed_forward(tape, &[at("proj_mlp"), at("proj_out")], n, Some(o), gate, &extra, lora)
         };
         if last {
             let o = tape.one(plan.attention.clone(), &[&q, &k, &v, &kt, &vt])?;
@@ -477,6 +476,36 @@ impl<'a> Flux<'a> {
         self.layer(tape, module, x, Linear { epilogue, ..Linear::plain() }, extra, lora)
     }
 
+    /// The layers `up` and `down` with GELU between them; `down` reads its output beside `beside`, if there is one.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "two layers, what the second one's epilogue reads, adapters"
+    )]
+    fn feed_forward(
+        &self,
+        tape: &Tape<'a>,
+        [up, down]: &[String; 2],
+        x: &Var,
+        beside: Option<&Var>,
+        epilogue: Epilogue,
+        extra: &[Var],
+        lora: Option<(Range<usize>, &Arc<AdapterSet>)>,
+    ) -> Result<Var> {
+        if tape.rewrites() {
+            let h = self.linear(tape, up, x, Epilogue::Gelu, &[], lora.clone())?;
+            let h = match beside {
+                Some(o) => tape.one(Concat { axis: 2 }, &[o, &h])?,
+                None => h,
+            };
+            return self.linear_v(tape, down, &h, epilogue, extra, lora);
+        }
+        let (up, rest) = self.bound(tape, up, Linear::plain(), &[], lora.clone())?;
+        let form = Linear { joined: beside.is_some(), epilogue, ..Linear::plain() };
+        let (down, more) = self.bound(tape, down, form, extra, lora)?;
+        let inputs: Vec<&Var> = std::iter::once(x).chain(&rest).chain(beside).chain(&more).collect();
+        tape.one(FeedForward::new(up, down), &inputs)
+    }
+
     /// The layer `module` as `form`, with what its epilogue reads (`extra`), and those of the adapters that act on it.
     fn layer(
         &self,
@@ -487,9 +516,22 @@ impl<'a> Flux<'a> {
         extra: &[Var],
         lora: Option<(Range<usize>, &Arc<AdapterSet>)>,
     ) -> Result<Var> {
+        let (op, rest) = self.bound(tape, module, form, extra, lora)?;
+        tape.one(op, &std::iter::once(x).chain(&rest).collect::<Vec<_>>())
+    }
+
+    /// That layer, and its inputs but for x.
+    fn bound(
+        &self,
+        tape: &Tape<'a>,
+        module: &str,
+        form: Linear,
+        extra: &[Var],
+        lora: Option<(Range<usize>, &Arc<AdapterSet>)>,
+    ) -> Result<(Linear, Vec<Var>)> {
         let w = self.weights.var(tape, &format!("{module}.weight"))?;
         let bias = self.weights.var(tape, &format!("{module}.bias"))?;
-        let mut inputs = vec![x.clone(), w, bias];
+        let mut inputs = vec![w, bias];
         inputs.extend_from_slice(extra);
         let mut adapters = Vec::new();
         if let Some((_, set)) = lora.as_ref().filter(|(tokens, _)| !tokens.is_empty()) {
@@ -506,6 +548,6 @@ impl<'a> Flux<'a> {
             set: set.clone(),
             adapters,
         });
-        tape.one(Linear { lora, ..form }, &inputs.iter().collect::<Vec<_>>())
+        Ok((Linear { lora, ..form }, inputs))
     }
 }

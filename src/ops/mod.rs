@@ -17,6 +17,7 @@ pub mod colored_noise;
 pub mod concat;
 pub(crate) mod cuda;
 pub mod embed;
+pub mod feed_forward;
 pub mod gelu;
 pub mod linear;
 pub mod modulate;
@@ -421,6 +422,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
         cast::cases(device),
         colored_noise::cases(device),
         concat::cases(device),
+        feed_forward::cases(device),
         gelu::cases(device),
         linear::cases(device),
         modulate::cases(device),

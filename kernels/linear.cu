@@ -33,7 +33,7 @@ __device__ __forceinline__ void survey(NormRope<bf16>& e, const float (&acc)[4][
                     }
                 squares = sum_of_four(squares);
                 int row = Tile::warp_m() + i * 16 + h * 8 + (lane >> 2);
-                if ((lane & 3) == 0) e.norms[(Tile::warp_n() / 16 + part) * 128 + row] = squares;
+                if ((lane & 3) == 0) *e.place(Tile::warp_n() / 16 + part, row) = squares;
             }
     e.measure();
 }
@@ -47,9 +47,9 @@ __device__ __forceinline__ void survey(NormRope<bf16>& e, const float (&acc)[4][
 //   [rank, n] in bwd_dx; rows that they do not act on have none.
 // Shapes: as written, row-major as they lie in memory; bias [n] of either dtype, or null; C, resid [m,n]; z [m,n] in
 //   bf16 with C's ldc, what goes into the epilogue, or null where backward is not wanted. Any m, n, k ≥ 0.
-// Layout: A, B, s, f aligned to 16 bytes with lda, ldb, ldf, rank and the columns of either part of x multiples of 8; C,
-//   z, resid aligned to 8 bytes with ldc even; bias and tables to themselves. A and B may overlap each other, C may be
-//   resid, else nothing.
+// Layout: A, B, s, f aligned to 16 bytes with lda, ldb, ldf, rank and the columns of either part of x multiples of 8;
+//   C, z, resid aligned to 8 bytes with ldc even; bias and tables to themselves. A and B may overlap each other, C may
+//   be resid, else nothing.
 // Grid: ⌈m/128⌉·⌈n/128⌉ blocks of 256.
 // Cost: 2·m·n·k FLOPs, 2·(m·k + k·n + m·n) bytes; bound by the tensor cores from k ≈ 500 on. Adapters add
 //   2·rows·n·rank FLOPs in the tiles that have a row they act on, and nothing elsewhere.
@@ -78,8 +78,9 @@ __device__ __forceinline__ void product(const A& a, const B& b, const Floats& bi
             fetch<Tile, B_ALONG, Tile::N, WHOLE>(second, b, n0, p.n, k0, p.k, Same());
         } else {
             int k0 = (step - steps) * DEPTH, rank = extra.rank;
-            fetch<Tile, A_ALONG, Tile::M, WHOLE>(to, Matrix<bf16>{extra.s, rank}, m0, p.m, k0, rank, Packed{extra.rows});
-            fetch<Tile, B_ALONG, Tile::N, WHOLE>(second, Matrix<bf16>{extra.f, extra.ldf}, n0, p.n, k0, rank, Same());
+            Matrix<bf16> s{extra.s, rank}, f{extra.f, extra.ldf};
+            fetch<Tile, A_ALONG, Tile::M, WHOLE>(to, s, m0, p.m, k0, rank, Packed{extra.rows});
+            fetch<Tile, B_ALONG, Tile::N, WHOLE>(second, f, n0, p.n, k0, rank, Same());
         }
     };
     float acc[4][4][4] = {};
@@ -96,13 +97,13 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     product<ALONG_K, ALONG_K, true>(a, Matrix<bf16>{b, p.ldb}, bias, c, Plain(), extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256, 2)
-    linear_fwd_wide_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, float* c, const Extra<bf16> extra, const
-                         Problem p) {
+    linear_fwd_wide_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, float* c, const Extra<bf16> extra,
+                         const Problem p) {
     product<ALONG_K, ALONG_K, true>(a, Matrix<bf16>{b, p.ldb}, bias, c, Plain(), extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256, 2)
-    linear_fwd_gelu_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, bf16* c, const Gelu<bf16> e, const
-                         Extra<bf16> extra, const Problem p) {
+    linear_fwd_gelu_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, bf16* c, const Gelu<bf16> e,
+                         const Extra<bf16> extra, const Problem p) {
     product<ALONG_K, ALONG_K, true>(a, Matrix<bf16>{b, p.ldb}, bias, c, e, extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256, 2)
@@ -111,18 +112,18 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     product<ALONG_K, ALONG_K, true>(a, Matrix<bf16>{b, p.ldb}, bias, c, e, extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256, 2)
-    linear_fwd_resid_wide_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, float* c, const Residual<bf16, float>
-                               e, const Extra<bf16> extra, const Problem p) {
+    linear_fwd_resid_wide_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, float* c,
+                               const Residual<bf16, float> e, const Extra<bf16> extra, const Problem p) {
     product<ALONG_K, ALONG_K, true>(a, Matrix<bf16>{b, p.ldb}, bias, c, e, extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256, 2)
-    linear_bwd_dx_bf16(const bf16* a, const bf16* b, const Floats bias, bf16* c, const Extra<bf16> extra, const
-                       Problem p) {
+    linear_bwd_dx_bf16(const bf16* a, const bf16* b, const Floats bias, bf16* c, const Extra<bf16> extra,
+                       const Problem p) {
     product<ALONG_K, ACROSS_K, true>(Matrix<bf16>{a, p.lda}, Matrix<bf16>{b, p.ldb}, bias, c, Plain(), extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256, 2)
-    linear_bwd_dw_bf16(const bf16* a, const Joined<bf16> b, const Floats bias, float* c, const Extra<bf16> extra, const
-                       Problem p) {
+    linear_bwd_dw_bf16(const bf16* a, const Joined<bf16> b, const Floats bias, float* c, const Extra<bf16> extra,
+                       const Problem p) {
     product<ACROSS_K, ACROSS_K, true>(Matrix<bf16>{a, p.lda}, b, bias, c, Plain(), extra, p);
 }
 
@@ -136,8 +137,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 // Idea: a tile holds whole heads, so that the norm is of sums over four lanes and, in shared memory that the product is
 //   done with, over parts of 16 columns in their order; a pair that is turned lies in one thread. Nothing is read back.
 extern "C" __global__ void __launch_bounds__(256, 2)
-    linear_fwd_rope_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, bf16* c, const NormRope<bf16> e, const
-                         Extra<bf16> extra, const Problem p) {
+    linear_fwd_rope_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, bf16* c, const NormRope<bf16> e,
+                         const Extra<bf16> extra, const Problem p) {
     product<ALONG_K, ALONG_K, true>(a, Matrix<bf16>{b, p.ldb}, bias, c, e, extra, p);
 }
 
@@ -158,8 +159,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 // linear_fwd_any, linear_fwd_wide_any, linear_fwd_gelu_any, linear_fwd_resid_any, linear_fwd_resid_wide_any: the same
 //   for rows that do not begin on 16 bytes
 // Shapes: as linear_fwd's.
-// Layout: values aligned to themselves, any lda, ldb, ldc, ldf; where x lies in two, the first has a multiple of 8 columns;
-//   overlaps as linear_fwd's.
+// Layout: values aligned to themselves, any lda, ldb, ldc, ldf; where x lies in two, the first has a multiple of 8
+//   columns; overlaps as linear_fwd's.
 // Grid: ⌈m/128⌉·⌈n/128⌉ blocks of 256.
 // Cost: as linear_fwd's, but bound by the loads: eight of 2 bytes for each of 16, and they wait for memory.
 // Dynamic shared: 65536 bytes
@@ -167,28 +168,28 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 //   has.
 // Idea: odd widths are rare (a plane's 3 channels); they share the loop, the order and the bits.
 extern "C" __global__ void __launch_bounds__(256)
-    linear_fwd_any_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, bf16* c, const Extra<bf16> extra, const
-                        Problem p) {
+    linear_fwd_any_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, bf16* c, const Extra<bf16> extra,
+                        const Problem p) {
     product<ALONG_K, ALONG_K, false>(a, Matrix<bf16>{b, p.ldb}, bias, c, Plain(), extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256)
-    linear_fwd_wide_any_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, float* c, const Extra<bf16> extra, const
-                             Problem p) {
+    linear_fwd_wide_any_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, float* c, const Extra<bf16> extra,
+                             const Problem p) {
     product<ALONG_K, ALONG_K, false>(a, Matrix<bf16>{b, p.ldb}, bias, c, Plain(), extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256)
-    linear_fwd_gelu_any_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, bf16* c, const Gelu<bf16> e, const
-                             Extra<bf16> extra, const Problem p) {
+    linear_fwd_gelu_any_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, bf16* c, const Gelu<bf16> e,
+                             const Extra<bf16> extra, const Problem p) {
     product<ALONG_K, ALONG_K, false>(a, Matrix<bf16>{b, p.ldb}, bias, c, e, extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256)
-    linear_fwd_resid_any_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, bf16* c, const Residual<bf16, bf16> e,
-                              const Extra<bf16> extra, const Problem p) {
+    linear_fwd_resid_any_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, bf16* c,
+                              const Residual<bf16, bf16> e, const Extra<bf16> extra, const Problem p) {
     product<ALONG_K, ALONG_K, false>(a, Matrix<bf16>{b, p.ldb}, bias, c, e, extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256)
-    linear_fwd_resid_wide_any_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, float* c, const Residual<bf16,
-                                   float> e, const Extra<bf16> extra, const Problem p) {
+    linear_fwd_resid_wide_any_bf16(const Joined<bf16> a, const bf16* b, const Floats bias, float* c,
+                                   const Residual<bf16, float> e, const Extra<bf16> extra, const Problem p) {
     product<ALONG_K, ALONG_K, false>(a, Matrix<bf16>{b, p.ldb}, bias, c, e, extra, p);
 }
 
@@ -202,12 +203,12 @@ extern "C" __global__ void __launch_bounds__(256)
 //   has.
 // Idea: as linear_fwd_any's.
 extern "C" __global__ void __launch_bounds__(256)
-    linear_bwd_dx_any_bf16(const bf16* a, const bf16* b, const Floats bias, bf16* c, const Extra<bf16> extra, const
-                           Problem p) {
+    linear_bwd_dx_any_bf16(const bf16* a, const bf16* b, const Floats bias, bf16* c, const Extra<bf16> extra,
+                           const Problem p) {
     product<ALONG_K, ACROSS_K, false>(Matrix<bf16>{a, p.lda}, Matrix<bf16>{b, p.ldb}, bias, c, Plain(), extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256)
-    linear_bwd_dw_any_bf16(const bf16* a, const Joined<bf16> b, const Floats bias, float* c, const Extra<bf16> extra, const
-                           Problem p) {
+    linear_bwd_dw_any_bf16(const bf16* a, const Joined<bf16> b, const Floats bias, float* c, const Extra<bf16> extra,
+                           const Problem p) {
     product<ACROSS_K, ACROSS_K, false>(Matrix<bf16>{a, p.lda}, b, bias, c, Plain(), extra, p);
 }

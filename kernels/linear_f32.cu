@@ -96,7 +96,7 @@ __device__ __forceinline__ void survey(NormRope<float>& e, const float (&acc)[8]
             }
             squares = sum_of_four(squares);
             int row = ty * 4 + (i >> 2) * 64 + (i & 3);
-            if ((tx & 3) == 0) e.norms[(h * 4 + (tx >> 2)) * 128 + row] = squares;
+            if ((tx & 3) == 0) *e.place(h * 4 + (tx >> 2), row) = squares;
         }
     }
     e.measure();
@@ -129,8 +129,9 @@ __device__ __forceinline__ void product(const A& a, const B& b, const Floats& bi
             fetch<B_ALONG, TILE>(tile_b[buffer], b, n0, p.n, k0, p.k, Same());
         } else {
             int k0 = (step - steps) * DEPTH, rank = extra.rank;
-            fetch<A_ALONG, TILE>(tile_a[buffer], Matrix<float>{extra.s, rank}, m0, p.m, k0, rank, Packed{extra.rows});
-            fetch<B_ALONG, TILE>(tile_b[buffer], Matrix<float>{extra.f, extra.ldf}, n0, p.n, k0, rank, Same());
+            Matrix<float> s{extra.s, rank}, f{extra.f, extra.ldf};
+            fetch<A_ALONG, TILE>(tile_a[buffer], s, m0, p.m, k0, rank, Packed{extra.rows});
+            fetch<B_ALONG, TILE>(tile_b[buffer], f, n0, p.n, k0, rank, Same());
         }
     };
     float acc[8][8] = {};
@@ -163,8 +164,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     product<ALONG_K, ALONG_K>(a, Matrix<float>{b, p.ldb}, bias, c, e, extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256, 2)
-    linear_fwd_resid_f32(const Joined<float> a, const float* b, const Floats bias, float* c, const Residual<float, float> e,
-                         const Extra<float> extra, const Problem p) {
+    linear_fwd_resid_f32(const Joined<float> a, const float* b, const Floats bias, float* c,
+                         const Residual<float, float> e, const Extra<float> extra, const Problem p) {
     product<ALONG_K, ALONG_K>(a, Matrix<float>{b, p.ldb}, bias, c, e, extra, p);
 }
 extern "C" __global__ void __launch_bounds__(256, 2)
@@ -222,13 +223,13 @@ __device__ __forceinline__ void down(const Joined<float>& y, const float* __rest
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    linear_fwd_lora_f32(const Joined<float> y, const float* f, float* c, const float* factor, const Rows rows, int first,
-                        const Problem p) {
+    linear_fwd_lora_f32(const Joined<float> y, const float* f, float* c, const float* factor, const Rows rows,
+                        int first, const Problem p) {
     down<ALONG_K>(y, f, c, factor, rows, first, p);
 }
 extern "C" __global__ void __launch_bounds__(256)
-    linear_bwd_lora_f32(const Joined<float> y, const float* f, float* c, const float* factor, const Rows rows, int first,
-                        const Problem p) {
+    linear_bwd_lora_f32(const Joined<float> y, const float* f, float* c, const float* factor, const Rows rows,
+                        int first, const Problem p) {
     down<ACROSS_K>(y, f, c, factor, rows, first, p);
 }
 
@@ -240,8 +241,8 @@ extern "C" __global__ void __launch_bounds__(256)
 // Traffic: as linear_bwd_lora_grad's: operands are read again for every tile, from the L2 cache.
 // Idea: as linear_bwd_lora_grad's.
 extern "C" __global__ void __launch_bounds__(256)
-    linear_bwd_lora_grad_f32(const Joined<float> y, const float* s, float* partial, const Rows rows, int first, int across,
-                             const Problem p) {
+    linear_bwd_lora_grad_f32(const Joined<float> y, const float* s, float* partial, const Rows rows, int first,
+                             int across, const Problem p) {
     __shared__ __align__(16) Side<NARROW_M> tile_a;
     __shared__ __align__(16) Side<NARROW_N> tile_b;
     int tile_row, tile_column;

@@ -10,9 +10,11 @@ __device__ __forceinline__ int groups_of(int n, int n0) { return least((n - n0 +
 
 // linear_fwd_lora, linear_bwd_lora: C[m,n] = factor ∘ (y·F), y's rows those that adapters act on
 //   fwd S = x·Aᵀ: F = A of all adapters [n,k]. bwd dS = dz·B: F = B of all of them [k,n].
-// Shapes: y [rows, k], of which m are read, in one matrix or two as linear_fwd's x; of C [m, ldc], factor [samples, ldc] and the adapters in F the n columns
-//   from `first` on, both multiples of 16; a factor is the adapter's scale where it is in the sample's set, else 0.
-// Layout: y, F aligned to 16 bytes with the columns of either part of y and ldb multiples of 8; C to 4 bytes with ldc even; nothing overlaps.
+// Shapes: y [rows, k], of which m are read, in one matrix or two as linear_fwd's x; of C [m, ldc], factor [samples,
+//   ldc] and the adapters in F the n columns from `first` on, both multiples of 16; a factor is the adapter's scale
+//   where it is in the sample's set, else 0.
+// Layout: y, F aligned to 16 bytes with the columns of either part of y and ldb multiples of 8; C to 4 bytes with ldc
+//   even; nothing overlaps.
 // Grid: ⌈m/64⌉·⌈n/64⌉ blocks of 128.
 // Cost: 2·m·n·k FLOPs, 2·(m·k + k·n + m·n) bytes; bound by bandwidth while n < 200.
 // Traffic: F is read for every 64 rows and y for every 64 columns, from the L2 cache but for the first time.
@@ -28,8 +30,9 @@ __device__ __forceinline__ void down(const Joined<bf16>& y, const bf16* __restri
     f += B_ALONG == ALONG_K ? (i64)first * p.ldb : first;
     auto fetch_both = [&](int step, u32 to) {
         int k0 = step * DEPTH;
+        u32 second = to + Narrow::OPERAND;
         fetch<Narrow, ALONG_K, Narrow::M, WHOLE>(to, y, m0, p.m, k0, p.k, Unpacked{rows});
-        fetch<Narrow, B_ALONG, Narrow::N, WHOLE>(to + Narrow::OPERAND, Matrix<bf16>{f, p.ldb}, n0, p.n, k0, p.k, Same());
+        fetch<Narrow, B_ALONG, Narrow::N, WHOLE>(second, Matrix<bf16>{f, p.ldb}, n0, p.n, k0, p.k, Same());
     };
     float acc[1][8][4] = {};
     multiply<Narrow, ALONG_K, B_ALONG>(acc, shared_address(memory), (p.k + DEPTH - 1) / DEPTH, groups, fetch_both);
@@ -51,8 +54,8 @@ extern "C" __global__ void __launch_bounds__(128)
 
 // linear_fwd_lora_any, linear_bwd_lora_any: the same for rows that do not begin on 16 bytes
 // Shapes: as linear_fwd_lora's.
-// Layout: values aligned to themselves, any lda, ldb, of two parts of y the first a multiple of 8 wide; C to 4 bytes with
-//   ldc even; nothing overlaps.
+// Layout: values aligned to themselves, any lda, ldb, of two parts of y the first a multiple of 8 wide; C to 4 bytes
+//   with ldc even; nothing overlaps.
 // Grid: ⌈m/64⌉·⌈n/64⌉ blocks of 128.
 // Cost: as linear_fwd_lora's, but bound by the loads: eight of 2 bytes for each of 16.
 // Traffic: as linear_fwd_lora's, and each of the eight loads touches the sectors that the other seven do, which the L1
@@ -71,9 +74,10 @@ extern "C" __global__ void __launch_bounds__(128)
 
 // linear_bwd_lora_grad: partial[part] = yᵀ·s over the part's 512 packed rows, f32
 //   dA of all adapters: y = x, s = dS, stored across: [n,m]. dB: y = dz, s = S, stored [m,n].
-// Shapes: y [rows, m], of which the k packed rows are read, in one matrix or two; of s [k, ldb] the n columns from `first` on, both multiples
-//   of 16; partial [parts, m·n].
-// Layout: y, s aligned to 16 bytes with the columns of either part of y and ldb multiples of 8; partial to 8 bytes; nothing overlaps.
+// Shapes: y [rows, m], of which the k packed rows are read, in one matrix or two; of s [k, ldb] the n columns from
+//   `first` on, both multiples of 16; partial [parts, m·n].
+// Layout: y, s aligned to 16 bytes with the columns of either part of y and ldb multiples of 8; partial to 8 bytes;
+//   nothing overlaps.
 // Grid: x ⌈m/64⌉·⌈n/64⌉, y ⌈k/512⌉; blocks of 128.
 // Cost: 2·m·n·k FLOPs, 2·(m·k + k·n) bytes and 4·m·n for each 512 of k; bound by bandwidth while n < 200.
 // Traffic: s is read for every 64 of m and y for every 64 of n, from the L2 cache but for the first time.
@@ -89,8 +93,9 @@ __device__ __forceinline__ void grad(const Joined<bf16>& y, const bf16* __restri
     int begin = blockIdx.y * CHUNK, end = least(begin + CHUNK, p.k);
     auto fetch_both = [&](int step, u32 to) {
         int k0 = begin + step * DEPTH;
+        u32 second = to + Narrow::OPERAND;
         fetch<Narrow, ACROSS_K, Narrow::M, WHOLE>(to, y, m0, p.m, k0, end, Unpacked{rows});
-        fetch<Narrow, ACROSS_K, Narrow::N, WHOLE>(to + Narrow::OPERAND, Matrix<bf16>{s, p.ldb}, n0, p.n, k0, end, Same());
+        fetch<Narrow, ACROSS_K, Narrow::N, WHOLE>(second, Matrix<bf16>{s, p.ldb}, n0, p.n, k0, end, Same());
     };
     float acc[1][8][4] = {};
     multiply<Narrow, ACROSS_K, ACROSS_K>(acc, shared_address(memory), (end - begin + DEPTH - 1) / DEPTH, groups,

@@ -22,8 +22,8 @@ template <class T> struct Matrix {
     int ld;
     __device__ __forceinline__ const T* at(int row, int column) const { return first + ((i64)row * ld + column); }
 };
-// One whose columns from `split` on lie in a second matrix; rows of either are contiguous. `split` is the whole width where
-// there is no second.
+// One whose columns from `split` on lie in a second matrix; rows of either are contiguous. `split` is the whole width
+// where there is no second.
 template <class T> struct Joined {
     const T* first;
     const T* second;
@@ -199,16 +199,18 @@ template <class T> struct NormRope {
     int tokens, pairs;
 
     __device__ __forceinline__ const void* beside() const { return z; }
-    // Once each 16 columns of the tile's rows have their Σz² in norms[columns/16][128 rows]: 1/rms, where a head's first
-    // columns have theirs. The sums are added in the order of the columns.
+    // Where the tile's row has what its 16 columns from 16·part on give. 8 more than its rows stand between two parts, so
+    // that two rows of four parts, which a warp of f32's product writes at once, lie in different banks.
+    __device__ __forceinline__ float* place(int part, int row) const { return norms + part * 136 + row; }
+    // Once each part of a row has its Σz²: 1/rms, where a head's first part has its own. The sums are added in order.
     __device__ __forceinline__ void measure() {
         __syncthreads();
         int parts = pairs / 8;
         for (int i = threadIdx.x; i < 128 * (8 / parts); i += blockDim.x) {
-            float* at = norms + i / 128 * parts * 128 + i % 128;
-            float sum = at[0];
-            for (int k = 1; k < parts; k++) sum += at[k * 128];
-            at[0] = rrms(sum, pairs);
+            int first = i / 128 * parts, row = i % 128;
+            float sum = *place(first, row);
+            for (int k = 1; k < parts; k++) sum += *place(first + k, row);
+            *place(first, row) = rrms(sum, pairs);
         }
         __syncthreads();
     }
@@ -216,10 +218,12 @@ template <class T> struct NormRope {
         if (z) at.put(z, v);
         int c = at.column & (2 * pairs - 1);
         i64 angle = (i64)(at.row % tokens) * pairs + c / 2;
-        float r = norms[((at.column & 127) - c) / 16 * 128 + (at.row & 127)];
+        float r = *place(((at.column & 127) - c) / 16, at.row & 127);
 #pragma unroll
-        for (int j = 0; j < N; j += 2)
-            norm_rotate(v[j], v[j + 1], r, weight[c + j], weight[c + j + 1], cosine[angle + j / 2], sine[angle + j / 2]);
+        for (int j = 0; j < N; j += 2) {
+            i64 pair = angle + j / 2;
+            norm_rotate(v[j], v[j + 1], r, weight[c + j], weight[c + j + 1], cosine[pair], sine[pair]);
+        }
     }
 };
 

@@ -70,7 +70,7 @@ impl Op for FeedForward {
         // What up saved is one more than its inputs, or nothing where it has no gradient to find.
         let wanted = first.iter().any(Option::is_some);
         let (of_up, of_down) = saved.split_at(if wanted { first.len() + 1 } else { 0 });
-        let z = of_up.get(1);
+        let z = of_up.get(self.up.tensors());
         let dz = z.map(|z| Tensor::empty_as(z.device(), z.shape(), z.dtype())).transpose()?;
         let mut inner: Vec<Option<Slot>> = second.iter_mut().map(Option::take).collect();
         inner.insert(self.hidden(), dz.map(|grad| Slot { grad, accumulate: false }));

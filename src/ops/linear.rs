@@ -95,7 +95,7 @@ impl Linear {
     }
 
     /// How many tensors x is.
-    fn tensors(&self) -> usize {
+    pub(super) fn tensors(&self) -> usize {
         1 + usize::from(self.joined)
     }
 

@@ -55,7 +55,8 @@ fn ops(c: &mut Criterion<Flops>) {
                 *first = case.lead.min(*first);
             }
             let seed = random(&device, &shape, 50, 1.0);
-            let times = if matches!(case.op.name(), "linear" | "attention") { 3.0 } else { 1.0 };
+            let times =
+                if matches!(case.op.name(), "linear" | "feed_forward" | "attention") { 3.0 } else { 1.0 };
             let cost = (times * case.flops, times * case.bytes);
             table.measure(&mut group, (&name, "forward+backward"), cost, || forward_backward(&case, &seed));
         }

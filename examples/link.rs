@@ -9,7 +9,7 @@
 use asasr_engine::autograd::{Leaves, Tape, Var};
 use asasr_engine::engine::{Device, Tensor};
 use asasr_engine::ops::attention::Attention;
-use asasr_engine::ops::linear::{Epilogue, Linear, Lora};
+use asasr_engine::ops::linear::{Linear, Lora};
 use asasr_engine::ops::sobolev::{Metric, SobolevGap};
 use asasr_engine::ops::{AdapterSet, TokenLayout};
 use asasr_engine::{Error, Result};
@@ -107,7 +107,7 @@ fn lora(device: &Device) -> Result<()> {
     let b_in = tape.input(Tensor::lend(device, &[out, rank], &b)?, out);
     let set = Arc::new(AdapterSet::uniform(vec![0], 1));
     let lora = Lora { tokens: 0..tokens, set, adapters: vec![(0, scale)] };
-    let op = Linear { bias: false, epilogue: Epilogue::None, lora: Some(lora), wide: false };
+    let op = Linear { bias: false, lora: Some(lora), ..Linear::plain() };
     let y = tape.one(op, &[&x_in, &w_in, &a_in, &b_in])?;
     tape.backward(&y, Some(Tensor::lend(device, &[1, tokens, out], &seed)?))?;
 

@@ -6,6 +6,7 @@
 // Layout: contiguous; 16 bytes at a time where both ends and both totals allow it; they do not overlap.
 // Grid: any number of blocks of 256; 8 per multiprocessor fill it.
 // Cost: 2·rows·width values moved (3 accumulating); bound by bandwidth.
+// Traffic: where rows begin on no 32 bytes, a sector at their ends is their neighbour's too; those of models are whole.
 // Idea: joining and cutting, forward and backward, along either axis, are this one move.
 template <class T>
 __device__ __forceinline__ void move(const T* from, T* to, i64 rows, i64 width, i64 from_total, i64 from_at,

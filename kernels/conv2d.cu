@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     walk.by(piece * 8, p);
     auto fetch_both = [&](int step, u32 to) {
         int k0 = step * DEPTH;
-        fetch<Tile, ALONG_K, Tile::M, true>(to, w, o0, p.out, k0, p.depth, p.depth, Same());
+        fetch<Tile, ALONG_K, Tile::M, true>(to, Matrix<bf16>{w, p.depth}, o0, p.out, k0, p.depth, Same());
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
             int at = walk.at(corners[i], p);

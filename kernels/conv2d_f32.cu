@@ -29,7 +29,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     Walk walk{0, 0, 0};
     walk.by(depth, p);
     auto fetch_both = [&](int step, int buffer) {
-        fetch<ALONG_K, TILE_M>(tile_w[buffer], w, o0, p.out, step * DEPTH, p.depth, p.depth, Same());
+        Matrix<float> rows{w, p.depth};
+        fetch<ALONG_K, TILE_M>(tile_w[buffer], rows, o0, p.out, step * DEPTH, p.depth, Same());
         u32 to = shared_address(tile_x[buffer]);
 #pragma unroll
         for (int k = 0; k < DEPTH; k += 8) {

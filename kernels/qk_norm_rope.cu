@@ -1,7 +1,7 @@
 // Per-head RMSNorm of queries or keys, then rotary embedding: the CUDA side of src/ops/qk_norm_rope.rs.
 #include "common/reduce.cuh"
+#include "common/rope.cuh"
 
-constexpr float EPS = 1e-6f;
 // Values of a head that a lane may hold, and of a head: 32 lanes of them.
 constexpr int MOST = 8, WIDEST = 256;
 
@@ -81,9 +81,6 @@ template <int W> struct Warp {
     }
 };
 
-// 1/√(mean x² + ε) of a head of `pairs` pairs, from Σx².
-__device__ __forceinline__ float rrms(float squares, int pairs) { return rsqrtf(squares / (float)(2 * pairs) + EPS); }
-
 // Whether heads can be taken in pieces of 16 bytes.
 template <class T, class... P> __device__ __forceinline__ bool whole(int pairs, const P*... p) {
     return 2 * pairs % Piece<T>::N == 0 && aligned(p...);
@@ -117,12 +114,9 @@ __device__ __forceinline__ void forward(const T* x, const float* w, const float*
         float r = rrms(warp.sum(squares), all.pairs);
         warp.each(there, [&](int i, int at) {
 #pragma unroll
-            for (int k = 0; k < W; k += 2) {
-                float a = v[i][k] * r * warp.weight[i][k], b = v[i][k + 1] * r * warp.weight[i][k + 1];
-                float c = warp.cosine[i][k / 2], s = warp.sine[i][k / 2];
-                v[i][k] = a * c - b * s;
-                v[i][k + 1] = b * c + a * s;
-            }
+            for (int k = 0; k < W; k += 2)
+                norm_rotate(v[i][k], v[i][k + 1], r, warp.weight[i][k], warp.weight[i][k + 1], warp.cosine[i][k / 2],
+                            warp.sine[i][k / 2]);
             write(y + head + at, v[i]);
         });
     }

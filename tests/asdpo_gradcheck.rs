@@ -4,12 +4,13 @@
 mod common;
 
 use asasr_engine::autograd::gradcheck::TOLERANCE;
+use asasr_engine::autograd::tape::Seen;
 use asasr_engine::autograd::{ParamSet, Tape, Var};
 use asasr_engine::engine::{Device, Philox, Tensor};
-use asasr_engine::flux::params::Adapter;
+use asasr_engine::flux::params::{Adapter, Weights};
 use asasr_engine::flux::transformer::Flux;
-use asasr_engine::ops::AdapterSet;
 use asasr_engine::ops::embed::NoiseLevels;
+use asasr_engine::ops::{AdapterSet, random};
 use asasr_engine::train::objective::{AsDpo, Mode, Pairs, velocity};
 use common::{COLLAPSED, FULL, SMALL, World, error_to_max, grads};
 
@@ -126,6 +127,43 @@ fn recompute_changes_no_bit() {
         (out.loss.value().item().to_bits(), bits(&grads(&params)))
     };
     assert_eq!(run(false), run(true));
+}
+
+/// An op that is a composition of smaller ones has their bits: a tape that rewrites takes it apart, and this one leaves
+/// everything as it is. Once all weights are trained, once an adapter.
+#[test]
+fn ops_taken_apart_change_no_bit() {
+    let w = world();
+    let weight = |(name, shape): (String, Vec<usize>)| {
+        let (_, values) = w.weights.iter().find(|(n, _)| *n == name).expect("the config's");
+        (name, shape, values.f32().to_vec())
+    };
+    let base = || ParamSet::new(&w.device, w.config.parameters().into_iter().map(weight).collect()).unwrap();
+    let as_it_is = |_: &Seen, t: Tensor| Ok(t);
+    let run = |train_base: bool, apart: bool| {
+        let mut params = if train_base { base() } else { w.params().unwrap() };
+        let weights = if train_base { Weights::trainable(&params) } else { w.weights.clone() };
+        let dpo = match train_base {
+            true => Adapter::frozen(&w.dpo, 1.0),
+            false => Adapter::trainable("train_dpo", 1.0, &params).unwrap(),
+        };
+        let adapters = [Adapter::frozen(&w.sft, 1.0), dpo];
+        let flux = Flux { config: &w.config, weights: &weights, adapters: &adapters };
+        let tape = Tape::new(params.leaves());
+        let tape = if apart { tape.rewriting(&as_it_is) } else { tape };
+        let (x, set) = (Var::constant(w.pairs.winner.clone()), AdapterSet::uniform(vec![0, 1], 2));
+        let v = velocity(&flux, &tape, &x, &w.pairs.cond, &w.pairs.sigma_winner, set, COLLAPSED).unwrap();
+        tape.backward(&v, Some(random(&w.device, v.value().shape(), 9, 1.0))).unwrap();
+        let leaves = tape.into_leaves();
+        drop((adapters, weights));
+        params.take_back(leaves).unwrap();
+        (bits(v.value().f32()), grads(&params).iter().map(|g| g + 0.0).collect::<Vec<f32>>())
+    };
+    for train_base in [true, false] {
+        let ((v, g), (v_apart, g_apart)) = (run(train_base, false), run(train_base, true));
+        assert!(v == v_apart && g.iter().any(|&g| g != 0.0));
+        assert_eq!(bits(&g), bits(&g_apart));
+    }
 }
 
 #[test]

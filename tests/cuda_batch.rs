@@ -7,6 +7,8 @@ use asasr_engine::engine::{DType, Device, Philox, Tensor};
 use asasr_engine::ops::attention::Attention;
 use asasr_engine::ops::colored_noise::ColoredNoise;
 use asasr_engine::ops::embed::RopeTable;
+use asasr_engine::ops::feed_forward::FeedForward;
+use asasr_engine::ops::linear::{Epilogue, Linear};
 use asasr_engine::ops::modulate::LnModulate;
 use asasr_engine::ops::patch::Pack;
 use asasr_engine::ops::qk_norm_rope::QkNormRope;
@@ -117,6 +119,26 @@ fn kinds() -> Vec<Kind> {
             name: "qk_norm_rope",
             op: |e, _| Box::new(rope(e)),
             inputs: |e| vec![stream(e).half(), sample(&[2 * e.pairs]).shared()],
+        },
+        Kind {
+            name: "feed_forward",
+            op: |_, _| {
+                let down = Linear { joined: true, epilogue: Epilogue::Add, ..Linear::plain() };
+                Box::new(FeedForward::new(Linear::plain(), down))
+            },
+            inputs: |e| {
+                let d = 2 * e.pairs;
+                let rows = || sample(&[e.tokens, d]);
+                let weight = |shape: &[usize]| sample(shape).half().shared();
+                let (up, down) =
+                    ([weight(&[2 * d, d]), weight(&[2 * d])], [weight(&[d, 3 * d]), weight(&[d])]);
+                let mut inputs = vec![rows().half()];
+                inputs.extend(up);
+                inputs.push(rows().half());
+                inputs.extend(down);
+                inputs.push(rows());
+                inputs
+            },
         },
         Kind {
             name: "attention",

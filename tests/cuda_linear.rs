@@ -1,9 +1,11 @@
-//! A sample's bits do not depend on what lies beside it: the linear layer with a gate and adapters, whose samples use
-//! different sets of them, on a batch and on each sample alone; and an adapter whose B is 0 is none.
+//! A sample's bits do not depend on what lies beside it: the linear layer with an epilogue and adapters, whose samples use
+//! different sets of them, on a batch and on each sample alone, with and without a backward; and an adapter whose B is 0
+//! is none.
 
 mod common;
 
 use asasr_engine::engine::{DType, Device, Philox, Tensor};
+use asasr_engine::ops::embed::RopeTable;
 use asasr_engine::ops::linear::{Epilogue, Linear, Lora};
 use asasr_engine::ops::{AdapterSet, ModSource, Op, Save, Slot};
 use std::sync::Arc;
@@ -11,7 +13,8 @@ use std::sync::Arc;
 /// No multiple of a tile's rows: tiles hold rows of two samples, some adapted and some not.
 const TOKENS: usize = 70;
 const IN: usize = 40;
-const OUT: usize = 72;
+/// Three heads of 32, which fill no tile.
+const OUT: usize = 96;
 /// The set of each sample.
 const SETS: [&[usize]; 4] = [&[0, 1], &[0], &[], &[1]];
 
@@ -25,8 +28,32 @@ fn normals(device: &Device, shape: &[usize], stream: u64, dtype: DType) -> Tenso
     .unwrap_or_else(|e| panic!("{e}"))
 }
 
+/// What follows z.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum After {
+    Gate,
+    /// Heads of this width.
+    NormRope(usize),
+}
+
+impl After {
+    fn epilogue(self, samples: &[usize]) -> Epilogue {
+        match self {
+            Self::Gate => {
+                let cond = Some(vec![0; samples.len()].into());
+                Epilogue::Gate { source: ModSource { split: 30, image: samples.into(), cond }, chunk: 1 }
+            }
+            Self::NormRope(head) => {
+                let ids: Vec<[f32; 3]> = (0..TOKENS).map(|t| [0.0, t as f32, 0.5]).collect();
+                let table = RopeTable::new(&ids, &[0, head, 0], 1e4).expect("the axes are even");
+                Epilogue::NormRope { table: Arc::new(table) }
+            }
+        }
+    }
+}
+
 /// The layer for these samples of the batch.
-fn layer(samples: &[usize]) -> Linear {
+fn layer(samples: &[usize], after: After) -> Linear {
     let lora = Lora {
         tokens: 20..61,
         set: Arc::new(AdapterSet {
@@ -35,21 +62,21 @@ fn layer(samples: &[usize]) -> Linear {
         }),
         adapters: vec![(0, 0.5), (1, 2.0)],
     };
-    let source = ModSource { split: 30, image: samples.into(), cond: Some(vec![0; samples.len()].into()) };
-    let epilogue = Epilogue::Gate { source, chunk: 1 };
-    Linear { bias: true, epilogue, lora: Some(lora), wide: false }
+    Linear { epilogue: after.epilogue(samples), lora: Some(lora), ..Linear::plain() }
 }
 
 fn bits(t: &Tensor) -> Vec<u32> {
     t.values().unwrap_or_else(|e| panic!("{e}")).iter().map(|v| v.to_bits()).collect()
 }
 
-/// The bits of y and dx.
+/// The bits of y, which are those without a backward, and dx.
 fn run(op: &Linear, inputs: &[&Tensor], dy: &Tensor) -> [Vec<u32>; 2] {
     let needs: Vec<bool> = (0..inputs.len()).map(|i| i == 0).collect();
     let batch = inputs[0].shape()[0];
     let mut save = Save::new(&needs, batch);
     let y = op.forward(inputs, &mut save).unwrap_or_else(|e| panic!("{e}"));
+    let alone = op.forward(inputs, &mut Save::nothing()).unwrap_or_else(|e| panic!("{e}"));
+    assert!(bits(&y[0]) == bits(&alone[0]), "{:?}: what backward wants changes y", op.epilogue);
     let grad = Tensor::zeros_as(inputs[0].device(), inputs[0].shape(), inputs[0].dtype()).unwrap();
     let mut slots: Vec<Option<Slot>> = inputs.iter().map(|_| None).collect();
     slots[0] = Some(Slot { grad, accumulate: false });
@@ -60,26 +87,33 @@ fn run(op: &Linear, inputs: &[&Tensor], dy: &Tensor) -> [Vec<u32>; 2] {
 #[test]
 fn a_sample_has_the_bits_it_has_alone() {
     let Some(device) = common::cuda::device() else { return };
-    for dtype in [DType::F32, DType::Bf16] {
+    for (dtype, after) in [DType::F32, DType::Bf16]
+        .into_iter()
+        .flat_map(|d| [After::Gate, After::NormRope(32), After::NormRope(48)].map(|a| (d, a)))
+    {
         let batch = SETS.len();
         let make = |shape: &[usize], stream, dtype| normals(&device, shape, stream, dtype);
         let x = make(&[batch, TOKENS, IN], 0, dtype);
-        let resid = make(&[batch, TOKENS, OUT], 1, DType::F32);
-        let dy = make(&[batch, TOKENS, OUT], 2, DType::F32);
-        let rest = [
-            make(&[OUT, IN], 3, dtype),
-            make(&[OUT], 4, DType::F32),
-            make(&[batch, 2 * OUT], 5, DType::F32),
-            make(&[1, 2 * OUT], 6, DType::F32),
-            make(&[20, IN], 7, DType::F32),
-            make(&[OUT, 20], 8, DType::F32),
-            make(&[3, IN], 9, DType::F32),
-            make(&[OUT, 3], 10, DType::F32),
-        ];
+        let narrow = if after == After::Gate { DType::F32 } else { dtype };
+        let resid = make(&[batch, TOKENS, OUT], 1, narrow);
+        let dy = make(&[batch, TOKENS, OUT], 2, narrow);
+        let layers = [make(&[OUT, IN], 3, dtype), make(&[OUT], 4, DType::F32)];
+        let tables = [make(&[batch, 2 * OUT], 5, DType::F32), make(&[1, 2 * OUT], 6, DType::F32)];
+        let adapters = [([20, IN], 7), ([OUT, 20], 8), ([3, IN], 9), ([OUT, 3], 10)]
+            .map(|(shape, stream)| make(&shape, stream, DType::F32));
         let on = |samples: &[usize], x: &Tensor, resid: &Tensor, dy: &Tensor| {
-            let mut inputs = vec![x, &rest[0], &rest[1], resid];
-            inputs.extend(&rest[2..]);
-            run(&layer(samples), &inputs, dy)
+            let head = match after {
+                After::Gate => 0,
+                After::NormRope(head) => head,
+            };
+            let norm = make(&[head], 11, DType::F32);
+            let mut inputs = vec![x, &layers[0], &layers[1]];
+            match after {
+                After::Gate => inputs.extend([resid, &tables[0], &tables[1]]),
+                After::NormRope(_) => inputs.push(&norm),
+            }
+            inputs.extend(&adapters);
+            run(&layer(samples, after), &inputs, dy)
         };
         let all: Vec<usize> = (0..batch).collect();
         let together = on(&all, &x, &resid, &dy);
@@ -88,7 +122,7 @@ fn a_sample_has_the_bits_it_has_alone() {
             let alone = on(&[b], &row(&x), &row(&resid), &row(&dy));
             for (what, (all, one)) in ["y", "dx"].iter().zip(together.iter().zip(&alone)) {
                 let same = all[b * one.len()..][..one.len()] == one[..];
-                assert!(same, "{dtype:?}, sample {b}: {what}");
+                assert!(same, "{dtype:?}, {after:?}, sample {b}: {what}");
             }
         }
     }

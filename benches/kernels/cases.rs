@@ -6,6 +6,7 @@ use crate::work::normals;
 use asasr_engine::engine::{DType, Device, Tensor};
 use asasr_engine::ops::attention::Attention;
 use asasr_engine::ops::embed::RopeTable;
+use asasr_engine::ops::feed_forward::FeedForward;
 use asasr_engine::ops::gelu::Gelu;
 use asasr_engine::ops::linear::{Epilogue, Linear, Lora};
 use asasr_engine::ops::modulate::LnModulate;
@@ -51,10 +52,80 @@ fn linear(streams: usize, inp: usize, out: usize, gelu: bool) -> Large {
             random(&cpu, &[out], 22, 0.3),
         ];
         let epilogue = if gelu { Epilogue::Gelu } else { Epilogue::None };
-        Case::new(title.clone(), Linear { bias: true, epilogue, lora: None, wide: false }, inputs)
+        Case::new(title.clone(), Linear { epilogue, ..Linear::plain() }, inputs)
             .half(&[0, 1, 2])
             .parameters(&[1, 2])
             .cost(2.0 * rows as f64 * (inp * out) as f64, rows * out)
+    };
+    Large { name, dtypes: BF16, make: Box::new(make) }
+}
+
+/// Angles of 32×32 image tokens and as many of the condition.
+fn angles() -> Arc<RopeTable> {
+    let ids: Vec<[f32; 3]> = (0..TOKENS).map(|t| [0.0, (t % 1024 / 32) as f32, (t % 32) as f32]).collect();
+    Arc::new(RopeTable::new(&ids, &[16, 56, 56], 1e4).expect("FLUX's axes are even"))
+}
+
+/// Queries or keys, with their norm and rotation.
+fn linear_rope(streams: usize) -> Large {
+    let rows = streams * TOKENS;
+    let name = format!("large/linear_rope/{rows}x{D}x{D}");
+    let title = name.clone();
+    let make = move || {
+        let (cpu, fan) = (Device::cpu(), 1.0 / (D as f32).sqrt());
+        let inputs = vec![
+            random(&cpu, &[streams, TOKENS, D], 20, 1.0),
+            random(&cpu, &[D, D], 21, fan),
+            random(&cpu, &[D], 22, 0.3),
+            random(&cpu, &[HEAD], 71, 1.0),
+        ];
+        let op = Linear { epilogue: Epilogue::NormRope { table: angles() }, ..Linear::plain() };
+        Case::new(title.clone(), op, inputs)
+            .half(&[0, 1, 2])
+            .parameters(&[1, 2, 3])
+            .cost(2.0 * (rows * D * D) as f64, rows * D)
+    };
+    Large { name, dtypes: BF16, make: Box::new(make) }
+}
+
+/// The tables of the image and of the condition that each of their tokens reads.
+fn modulation(streams: usize) -> ModSource {
+    ModSource { split: TOKENS / 2, image: (0..streams).collect(), cond: Some(vec![0; streams].into()) }
+}
+
+/// The MLP of a double block; or, beside attention's output, that of a single one.
+fn feed_forward(streams: usize, beside: bool) -> Large {
+    let (rows, wide) = (streams * TOKENS, if beside { 5 * D } else { 4 * D });
+    let name = format!("large/feed_forward{}/{rows}x{D}x{}", if beside { "_beside" } else { "" }, 4 * D);
+    let title = name.clone();
+    let make = move || {
+        let (cpu, fan) = (Device::cpu(), |width: usize| 1.0 / (width as f32).sqrt());
+        let mut inputs = vec![
+            random(&cpu, &[streams, TOKENS, D], 20, 1.0),
+            random(&cpu, &[4 * D, D], 21, fan(D)),
+            random(&cpu, &[4 * D], 22, 0.3),
+        ];
+        let (mut parameters, mut half) = (vec![1, 2], vec![0, 1, 2]);
+        if beside {
+            half.push(inputs.len());
+            inputs.push(random(&cpu, &[streams, TOKENS, D], 23, 1.0));
+        }
+        let w = inputs.len();
+        parameters.extend([w, w + 1]);
+        half.extend([w, w + 1]);
+        inputs.extend([
+            random(&cpu, &[D, wide], 24, fan(wide)),
+            random(&cpu, &[D], 25, 0.3),
+            random(&cpu, &[streams, TOKENS, D], 26, 1.0),
+            random(&cpu, &[streams, 3 * D], 41, 0.5),
+            random(&cpu, &[1, 3 * D], 42, 0.5),
+        ]);
+        let epilogue = Epilogue::Gate { source: modulation(streams), chunk: 2 };
+        let down = Linear { joined: beside, epilogue, ..Linear::plain() };
+        Case::new(title.clone(), FeedForward::new(Linear::plain(), down), inputs)
+            .half(&half)
+            .parameters(&parameters)
+            .cost(2.0 * (rows * D * (4 * D + wide)) as f64, rows * D)
     };
     Large { name, dtypes: BF16, make: Box::new(make) }
 }
@@ -65,11 +136,7 @@ fn layer_norm(streams: usize) -> Large {
     let title = name.clone();
     let make = move || {
         let cpu = Device::cpu();
-        let source = ModSource {
-            split: TOKENS / 2,
-            image: (0..streams).collect(),
-            cond: Some(vec![0; streams].into()),
-        };
+        let source = modulation(streams);
         let inputs = vec![
             random(&cpu, &[streams, TOKENS, D], 40, 1.3),
             random(&cpu, &[streams, 3 * D], 41, 0.5),
@@ -164,11 +231,8 @@ fn qk_norm_rope(streams: usize) -> Large {
     let title = name.clone();
     let make = move || {
         let cpu = Device::cpu();
-        let ids: Vec<[f32; 3]> =
-            (0..TOKENS).map(|t| [0.0, (t % 1024 / 32) as f32, (t % 32) as f32]).collect();
-        let table = RopeTable::new(&ids, &[16, 56, 56], 1e4).expect("FLUX's axes are even");
         let inputs = vec![random(&cpu, &[streams, TOKENS, D], 70, 1.0), random(&cpu, &[HEAD], 71, 1.0)];
-        Case::new(title.clone(), QkNormRope { table: Arc::new(table) }, inputs)
+        Case::new(title.clone(), QkNormRope { table: angles() }, inputs)
             .constant(&[1])
             .half(&[0])
             .cost(8.0 * (rows * D) as f64, rows * D)
@@ -183,6 +247,9 @@ pub fn large() -> Vec<Large> {
         all.push(linear(streams, D, 3 * D, false));
         all.push(linear(streams, D, D, false));
         all.push(linear(streams, D, 4 * D, true));
+        all.push(linear_rope(streams));
+        all.push(feed_forward(streams, false));
+        all.push(feed_forward(streams, true));
         all.push(layer_norm(streams));
         all.push(gelu(streams));
         all.push(adapted(streams));

@@ -125,7 +125,7 @@ pub fn of_case(case: Rc<Case>, device: &'static Device, dtype: DType, pass: Pass
         // Backward reads what was saved and what comes in, and writes the gradients; of a matrix product it is two more.
         let grads = all[0].slots.iter().flatten().map(|s| s.grad.len() * s.grad.dtype().size());
         cost.1 += (bytes(&saved) + bytes(&all[0].above) + grads.sum::<usize>()) as f64;
-        cost.0 *= if matches!(case.op.name(), "linear" | "attention") { 3.0 } else { 1.0 };
+        cost.0 *= if matches!(case.op.name(), "linear" | "feed_forward" | "attention") { 3.0 } else { 1.0 };
     }
     // A block that is given back is the next that is given out.
     let shapes: Vec<(Vec<usize>, DType)> = outputs.iter().map(|t| (t.shape().to_vec(), t.dtype())).collect();

@@ -73,6 +73,20 @@ def cases(torch, device, scale):
         shift, _, scale_ = rows[:, :, None].chunk(3, -1)
         return (y * (1 + scale_) + shift).reshape(n, t, width)
 
+    def qk_norm_rope(x, cos, sin):
+        n, t, width = x.shape
+        y = F.rms_norm(x.view(n, t, -1, HEAD), (HEAD,), eps=1e-6).float()
+        a, b = y.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
+        return turned.flatten(-2).to(x.dtype).view(n, t, width)
+
+    def feed_forward(x, w1, b1, w2, b2, resid, gate, beside=None):
+        """resid + gate ⊙ down([beside | GELU(up(x))]); the image's tokens have a gate of their sample's, the others one."""
+        h = linear_gelu(x, w1, b1)
+        y = F.linear(h if beside is None else torch.cat([beside, h], -1), w2, b2)
+        n, t, width = y.shape
+        return (resid.view(n, 2, t // 2, width) + gate[:, :, None] * y.view(n, 2, t // 2, width)).view(n, t, width)
+
     def blocks(streams):
         """What a block's layers do with `streams` streams. Runs are made later: each keeps its own."""
         rows = streams * tokens
@@ -115,17 +129,23 @@ def cases(torch, device, scale):
             yield from variants(f"large/{title}/{streams}x{n}x{heads}x{HEAD}", "bf16", attend, make,
                                 4.0 * streams * d * n * n, 8 * streams * n * d, 3.5)
 
-        def qk_norm_rope(x, cos, sin):
-            n, t, width = x.shape
-            y = F.rms_norm(x.view(n, t, -1, HEAD), (HEAD,), eps=1e-6).float()
-            a, b = y.unflatten(-1, (-1, 2)).unbind(-1)
-            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
-            return turned.flatten(-2).to(x.dtype).view(n, t, width)
         angles = torch.randn(tokens, 1, HEAD // 2, device=device)
         cos, sin = angles.cos(), angles.sin()
         yield from variants(f"large/qk_norm_rope/{rows}x{d}", "bf16",
                             lambda x, cos=cos, sin=sin: qk_norm_rope(x, cos, sin),
                             lambda: [rand(streams, tokens, d)], 8.0 * rows * d, 4 * rows * d, 1.0)
+        yield from variants(f"large/linear_rope/{rows}x{d}x{d}", "bf16",
+                            lambda x, w, b, cos=cos, sin=sin: qk_norm_rope(F.linear(x, w, b), cos, sin),
+                            lambda: [rand(streams, tokens, d), rand(d, d, by=d ** -0.5), rand(d)],
+                            2.0 * rows * d * d, 2 * (2 * rows * d + d * d))
+        for title, wide in (("feed_forward", 4 * d), ("feed_forward_beside", 5 * d)):
+            def make(wide=wide):
+                beside = [rand(streams, tokens, d)] if wide > 4 * d else []
+                return [rand(streams, tokens, d), rand(4 * d, d, by=d ** -0.5), rand(4 * d),
+                        rand(d, wide, by=wide ** -0.5), rand(d), rand(streams, tokens, d, dtype=f32),
+                        rand(streams, 2, d, dtype=f32, by=0.5), *beside]
+            yield from variants(f"large/{title}/{rows}x{d}x{4 * d}", "bf16", feed_forward, make,
+                                2.0 * rows * d * (4 * d + wide), 2 * (rows * (wide - 4 * d) + d * (4 * d + wide)) + 10 * rows * d)
 
     for streams in (3, 6):
         yield from blocks(streams)

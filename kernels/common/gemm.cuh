@@ -34,9 +34,8 @@ __device__ __forceinline__ Bytes16 gather(const bf16* from, int count) {
 // One stage of one operand: SIDE (m or n, from `first`, of `size`) by 32 (k, from `k0`), zero beyond the edges and
 // where `row_of`, the row of the matrix that a row as it lies in memory stands for, is −1. WHOLE: rows begin on 16
 // bytes.
-template <class S, int CONTIGUOUS, int SIDE, bool WHOLE, class Map>
-__device__ __forceinline__ void fetch(u32 to, const bf16* from, int first, int size, int k0, int k, int ld,
-                                      Map row_of) {
+template <class S, int CONTIGUOUS, int SIDE, bool WHOLE, class M, class Map>
+__device__ __forceinline__ void fetch(u32 to, const M& matrix, int first, int size, int k0, int k, Map row_of) {
     constexpr int PIECES = CONTIGUOUS == ALONG_K ? 4 : SIDE / 8; // of a row
 #pragma unroll
     for (int i = 0; i < SIDE * 4 / S::THREADS; i++) {
@@ -50,7 +49,7 @@ __device__ __forceinline__ void fetch(u32 to, const bf16* from, int first, int s
             bytes = clamp(2 * (size - at_column), 16);
         }
         bytes = at_row < 0 ? 0 : bytes;
-        const bf16* at = bytes ? from + ((i64)at_row * ld + at_column) : from;
+        const bf16* at = bytes ? matrix.at(at_row, at_column) : matrix.first;
         u32 there = to + place<CONTIGUOUS, SIDE>(row, column);
         if (WHOLE)
             copy16(there, at, bytes);

@@ -12,9 +12,8 @@ template <int SIDE> using Side = float[2][DEPTH * (SIDE + 4)];
 // SIDE (m or n, from `first`, of `size`) by 16 (k) values of one operand, SIDE/16 per thread, zero beyond the edges and
 // where `row_of`, the row of the matrix that a row as it lies in memory stands for, is −1. A warp reads 32 bytes of
 // each of 4 rows where they are contiguous along k, else 128 bytes of one.
-template <int CONTIGUOUS, int SIDE, class Map>
-__device__ __forceinline__ void fetch(float* tile, const float* from, int first, int size, int k0, int k, int ld,
-                                      Map row_of) {
+template <int CONTIGUOUS, int SIDE, class M, class Map>
+__device__ __forceinline__ void fetch(float* tile, const M& matrix, int first, int size, int k0, int k, Map row_of) {
     int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     u32 to = shared_address(tile);
 // Not unrolled wholly: the compiler would keep 16 addresses in registers.
@@ -29,7 +28,7 @@ __device__ __forceinline__ void fetch(float* tile, const float* from, int first,
         int at_row = -1, at_column = CONTIGUOUS == ALONG_K ? k0 + depth : first + row;
         if (inside) at_row = row_of(CONTIGUOUS == ALONG_K ? first + row : k0 + depth);
         inside = at_row >= 0;
-        const float* at = inside ? from + ((i64)at_row * ld + at_column) : from;
+        const float* at = inside ? matrix.at(at_row, at_column) : matrix.first;
         copy4(to + (depth * (SIDE + 4) + row) * 4, at, inside ? 4 : 0);
     }
 }

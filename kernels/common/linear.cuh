@@ -2,18 +2,36 @@
 // to a value before it is stored.
 #pragma once
 #include "common/gelu.cuh"
+#include "common/rope.cuh"
 #include "common/tables.cuh"
 
 // C = A·B (+ bias) (+ C). A is [m, k] and B [k, n] to the eye; which of their dimensions is contiguous in memory is the
 // kernel's orientation. lda, ldb, ldc are the distances of two rows as they lie in memory, in elements.
 struct Problem {
     int m, n, k;
-    int lda, ldb, ldc;
+    int lda, ldb, ldc; // unused where an operand is `Joined`
     int accumulate; // ≠ 0: adds to what C holds
 };
 
 // A: [m, k] with k contiguous, or [k, m] with m contiguous. B: [n, k] with k contiguous, or [k, n] with n contiguous.
 enum { ALONG_K, ACROSS_K };
+
+// A matrix as it lies in memory, its rows ld apart.
+template <class T> struct Matrix {
+    const T* first;
+    int ld;
+    __device__ __forceinline__ const T* at(int row, int column) const { return first + ((i64)row * ld + column); }
+};
+// One whose columns from `split` on lie in a second matrix; rows of either are contiguous. `split` is the whole width
+// where there is no second.
+template <class T> struct Joined {
+    const T* first;
+    const T* second;
+    int split, rest; // columns of each
+    __device__ __forceinline__ const T* at(int row, int column) const {
+        return column < split ? first + ((i64)row * split + column) : second + ((i64)row * rest + (column - split));
+    }
+};
 
 // Numbers of either dtype: masters are f32, what is frozen may be bf16.
 struct Floats {
@@ -141,6 +159,17 @@ template <class T> struct Gelu {
         for (int j = 0; j < N; j++) v[j] = gelu(v[j]);
     }
 };
+// Of backward: the gradient of what went through GELU becomes that of z.
+template <class T> struct Slope {
+    const T* z;
+    __device__ __forceinline__ const void* beside() const { return z; }
+    template <int N> __device__ __forceinline__ void apply(const Place<N>& at, float (&v)[N]) const {
+        float before[N];
+        at.get(z, before);
+#pragma unroll
+        for (int j = 0; j < N; j++) v[j] *= gelu_slope(before[j]);
+    }
+};
 // The residual, and the gate that z is multiplied with, where there is one.
 template <class T, class Out> struct Residual {
     T* z;
@@ -158,6 +187,55 @@ template <class T, class Out> struct Residual {
         for (int j = 0; j < N; j++) v[j] = r[j] + (gate && j < at.count ? gate[j] * v[j] : v[j]);
     }
 };
+
+// Queries or keys: each head by its weight and its 1/rms, its pairs turned by the angle of the token. A head is 16, 32,
+// 64 or 128 columns: a tile of 128 holds it whole.
+template <class T> struct NormRope {
+    T* z;
+    const float* weight; // [2·pairs]
+    const float* cosine; // [tokens, pairs]
+    const float* sine;
+    float* norms; // the tile's 1/rms, in the block's shared memory
+    int tokens, pairs;
+
+    __device__ __forceinline__ const void* beside() const { return z; }
+    // Where the tile's row has what its 16 columns from 16·part on give. 8 more than its rows stand between two parts, so
+    // that two rows of four parts, which a warp of f32's product writes at once, lie in different banks.
+    __device__ __forceinline__ float* place(int part, int row) const { return norms + part * 136 + row; }
+    // Once each part of a row has its Σz²: 1/rms, where a head's first part has its own. The sums are added in order.
+    __device__ __forceinline__ void measure() {
+        __syncthreads();
+        int parts = pairs / 8;
+        for (int i = threadIdx.x; i < 128 * (8 / parts); i += blockDim.x) {
+            int first = i / 128 * parts, row = i % 128;
+            float sum = *place(first, row);
+            for (int k = 1; k < parts; k++) sum += *place(first + k, row);
+            *place(first, row) = rrms(sum, pairs);
+        }
+        __syncthreads();
+    }
+    template <int N> __device__ __forceinline__ void apply(const Place<N>& at, float (&v)[N]) const {
+        if (z) at.put(z, v);
+        int c = at.column & (2 * pairs - 1);
+        i64 angle = (i64)(at.row % tokens) * pairs + c / 2;
+        float r = *place(((at.column & 127) - c) / 16, at.row & 127);
+#pragma unroll
+        for (int j = 0; j < N; j += 2) {
+            i64 pair = angle + j / 2;
+            norm_rotate(v[j], v[j + 1], r, weight[c + j], weight[c + j + 1], cosine[pair], sine[pair]);
+        }
+    }
+};
+
+// The sum over four lanes that are neighbours, in each of them.
+__device__ __forceinline__ float sum_of_four(float v) {
+    v += __shfl_xor_sync(0xffffffffu, v, 1);
+    return v + __shfl_xor_sync(0xffffffffu, v, 2);
+}
+
+// What an epilogue must know of the whole tile, before its first value: nothing, but for norms.
+template <class E, class Acc>
+__device__ __forceinline__ void survey(E&, const Acc&, const Floats&, const Problem&, int, void*) {}
 
 // N neighbours of a row of A·B: biased, added to what is there, through the epilogue, stored.
 template <int N, class Out, class E>

@@ -198,6 +198,12 @@ impl<'a> Tape<'a> {
         self
     }
 
+    /// Is it [`Tape::rewriting`]? Ops that are a composition of smaller ones are then recorded as those, so that what passes
+    /// between them is seen; their CPU forms have the same bits.
+    pub fn rewrites(&self) -> bool {
+        self.rewrite.is_some()
+    }
+
     /// A parameter: the whole of `value` gets a gradient, in leaf `id` of the store.
     ///
     /// # Panics

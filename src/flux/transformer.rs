@@ -14,6 +14,7 @@ use crate::ops::attention::{Attention, GroupBias};
 use crate::ops::cast::Cast;
 use crate::ops::concat::{Concat, Narrow};
 use crate::ops::embed::{NoiseLevels, RopeTable, sinusoid_constant};
+use crate::ops::feed_forward::FeedForward;
 use crate::ops::linear::{Epilogue, Linear, Lora};
 use crate::ops::modulate::LnModulate;
 use crate::ops::qk_norm_rope::QkNormRope;
@@ -301,17 +302,17 @@ impl<'a> Flux<'a> {
 
         let n = self.ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
         let nt = self.ln(tape, &plan.text, &s.txt, std::slice::from_ref(&mt), 0, 1)?;
-        let lin =
-            |name: &str, x: &Var| self.linear(tape, &at(name), x, Epilogue::None, &[], on_stream.clone());
-        let lin_t = |name: &str, x: &Var| self.linear(tape, &at(name), x, Epilogue::None, &[], None);
-        let q = self.norm_rope(tape, &at("attn.norm_q"), &lin("attn.to_q", &n)?, &plan.rope)?;
-        let k = self.norm_rope(tape, &at("attn.norm_k"), &lin("attn.to_k", &n)?, &plan.rope)?;
-        let v = lin("attn.to_v", &n)?;
-        let qt =
-            self.norm_rope(tape, &at("attn.norm_added_q"), &lin_t("attn.add_q_proj", &nt)?, &plan.rope_txt)?;
-        let kt =
-            self.norm_rope(tape, &at("attn.norm_added_k"), &lin_t("attn.add_k_proj", &nt)?, &plan.rope_txt)?;
-        let vt = lin_t("attn.add_v_proj", &nt)?;
+        let turned = |[name, norm]: [&str; 2]| {
+            self.norm_rope(tape, [&at(name), &at(norm)], &n, &plan.rope, on_stream.clone())
+        };
+        let turned_t =
+            |[name, norm]: [&str; 2]| self.norm_rope(tape, [&at(name), &at(norm)], &nt, &plan.rope_txt, None);
+        let q = turned(["attn.to_q", "attn.norm_q"])?;
+        let k = turned(["attn.to_k", "attn.norm_k"])?;
+        let v = self.linear(tape, &at("attn.to_v"), &n, Epilogue::None, &[], on_stream.clone())?;
+        let qt = turned_t(["attn.add_q_proj", "attn.norm_added_q"])?;
+        let kt = turned_t(["attn.add_k_proj", "attn.norm_added_k"])?;
+        let vt = self.linear(tape, &at("attn.add_v_proj"), &nt, Epilogue::None, &[], None)?;
         let o = tape.apply(plan.attention.clone(), &[&q, &k, &v, &kt, &vt, &qt])?;
 
         let gate = |chunk| Epilogue::Gate { source: plan.stream.clone(), chunk };
@@ -324,11 +325,11 @@ impl<'a> Flux<'a> {
         let txt = self.linear_v(tape, &at("attn.to_add_out"), &o[1], gate_t(2), &with(&s.txt, &mt), None)?;
 
         let n = self.ln(tape, &plan.stream, &x, &m, 3, 4)?;
-        let h = self.linear(tape, &at("ff.net.0.proj"), &n, Epilogue::Gelu, &[], on_stream.clone())?;
-        let x = self.linear_v(tape, &at("ff.net.2"), &h, gate(5), &with(&x, &m), on_stream)?;
+        let ff = |name: &str| [at(&format!("{name}.net.0.proj")), at(&format!("{name}.net.2"))];
+        let x = self.feed_forward(tape, &ff("ff"), &n, None, gate(5), &with(&x, &m), on_stream)?;
         let nt = self.ln(tape, &plan.text, &txt, &mt, 3, 4)?;
-        let h = self.linear(tape, &at("ff_context.net.0.proj"), &nt, Epilogue::Gelu, &[], None)?;
-        let txt = self.linear_v(tape, &at("ff_context.net.2"), &h, gate_t(5), &with(&txt, &mt), None)?;
+        let extra = with(&txt, &mt);
+        let txt = self.feed_forward(tape, &ff("ff_context"), &nt, None, gate_t(5), &extra, None)?;
         Ok((x, txt))
     }
 
@@ -342,14 +343,17 @@ impl<'a> Flux<'a> {
         let lora = |tokens: Range<usize>| Some((tokens, &plan.set));
         let (all, text) = (plan.lora_tokens.clone(), &plan.lora_text);
 
-        let lin = |name: &str, x: &Var, tokens: &Range<usize>| {
-            self.linear(tape, &at(name), x, Epilogue::None, &[], lora(tokens.clone()))
+        let value = |x: &Var, tokens: &Range<usize>| {
+            self.linear(tape, &at("attn.to_v"), x, Epilogue::None, &[], lora(tokens.clone()))
         };
-        let (norm_q, norm_k) = (at("attn.norm_q"), at("attn.norm_k"));
-        let k = self.norm_rope(tape, &norm_k, &lin("attn.to_k", &n, &all)?, &plan.rope)?;
-        let v = lin("attn.to_v", &n, &all)?;
-        let kt = self.norm_rope(tape, &norm_k, &lin("attn.to_k", &nt, text)?, &plan.rope_txt)?;
-        let vt = lin("attn.to_v", &nt, text)?;
+        let turned = |[name, norm]: [&str; 2], x: &Var, rope: &Arc<RopeTable>, tokens: &Range<usize>| {
+            self.norm_rope(tape, [&at(name), &at(norm)], x, rope, lora(tokens.clone()))
+        };
+        let [to_q, to_k] = [["attn.to_q", "attn.norm_q"], ["attn.to_k", "attn.norm_k"]];
+        let k = turned(to_k, &n, &plan.rope, &all)?;
+        let v = value(&n, &all)?;
+        let kt = turned(to_k, &nt, &plan.rope_txt, text)?;
+        let vt = value(&nt, text)?;
 
         // Of the last block only image tokens go on.
         let l = plan.layout;
@@ -361,25 +365,23 @@ impl<'a> Flux<'a> {
         } else {
             (n, s.x.clone(), plan.rope.clone(), all)
         };
-        let q = self.norm_rope(tape, &norm_q, &lin("attn.to_q", &n, &tokens)?, &rope)?;
+        let q = turned(to_q, &n, &rope, &tokens)?;
         let out = |o: &Var,
                    n: &Var,
                    resid: &Var,
                    m: &[Var],
                    source: &ModSource,
                    lora: Option<(Range<usize>, &Arc<AdapterSet>)>| {
-            let h = self.linear(tape, &at("proj_mlp"), n, Epilogue::Gelu, &[], lora.clone())?;
-            let both = tape.one(Concat { axis: 2 }, &[o, &h])?;
             let gate = Epilogue::Gate { source: source.clone(), chunk: 2 };
             let extra: Vec<Var> = std::iter::once(resid).chain(m).cloned().collect();
-            self.linear_v(tape, &at("proj_out"), &both, gate, &extra, lora)
+            self.feed_forward(tape, &[at("proj_mlp"), at("proj_out")], n, Some(o), gate, &extra, lora)
         };
         if last {
             let o = tape.one(plan.attention.clone(), &[&q, &k, &v, &kt, &vt])?;
             let (source, m) = if cut { (&plan.text, mt) } else { (&plan.stream, &m[..]) };
             return Ok((out(&o, &n, &resid, m, source, lora(tokens))?, s.txt));
         }
-        let qt = self.norm_rope(tape, &norm_q, &lin("attn.to_q", &nt, text)?, &plan.rope_txt)?;
+        let qt = turned(to_q, &nt, &plan.rope_txt, text)?;
         let o = tape.apply(plan.attention.clone(), &[&q, &k, &v, &kt, &vt, &qt])?;
         let x = out(&o[0], &n, &resid, &m, &plan.stream, lora(tokens))?;
         let txt = out(&o[1], &nt, &s.txt, mt, &plan.text, lora(text.clone()))?;
@@ -397,9 +399,21 @@ impl<'a> Flux<'a> {
         Ok(m)
     }
 
-    fn norm_rope(&self, tape: &Tape<'a>, name: &str, x: &Var, table: &Arc<RopeTable>) -> Result<Var> {
-        let w = self.weights.var(tape, &format!("{name}.weight"))?;
-        tape.one(QkNormRope { table: table.clone() }, &[x, &w])
+    /// Queries or keys: the layer `module`, normed with the weight of `norm` and turned.
+    fn norm_rope(
+        &self,
+        tape: &Tape<'a>,
+        [module, norm]: [&str; 2],
+        x: &Var,
+        table: &Arc<RopeTable>,
+        lora: Option<(Range<usize>, &Arc<AdapterSet>)>,
+    ) -> Result<Var> {
+        let (w, table) = (self.weights.var(tape, &format!("{norm}.weight"))?, table.clone());
+        if tape.rewrites() {
+            let z = self.linear(tape, module, x, Epilogue::None, &[], lora)?;
+            return tape.one(QkNormRope { table }, &[&z, &w]);
+        }
+        self.linear(tape, module, x, Epilogue::NormRope { table }, &[&w], lora)
     }
 
     /// Are activations but the residual stream bf16?
@@ -462,6 +476,36 @@ impl<'a> Flux<'a> {
         self.layer(tape, module, x, Linear { epilogue, ..Linear::plain() }, extra, lora)
     }
 
+    /// The layers `up` and `down` with GELU between them; `down` reads its output beside `beside`, if there is one.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "two layers, what the second one's epilogue reads, adapters"
+    )]
+    fn feed_forward(
+        &self,
+        tape: &Tape<'a>,
+        [up, down]: &[String; 2],
+        x: &Var,
+        beside: Option<&Var>,
+        epilogue: Epilogue,
+        extra: &[Var],
+        lora: Option<(Range<usize>, &Arc<AdapterSet>)>,
+    ) -> Result<Var> {
+        if tape.rewrites() {
+            let h = self.linear(tape, up, x, Epilogue::Gelu, &[], lora.clone())?;
+            let h = match beside {
+                Some(o) => tape.one(Concat { axis: 2 }, &[o, &h])?,
+                None => h,
+            };
+            return self.linear_v(tape, down, &h, epilogue, extra, lora);
+        }
+        let (up, rest) = self.bound(tape, up, Linear::plain(), &[], lora.clone())?;
+        let form = Linear { joined: beside.is_some(), epilogue, ..Linear::plain() };
+        let (down, more) = self.bound(tape, down, form, extra, lora)?;
+        let inputs: Vec<&Var> = std::iter::once(x).chain(&rest).chain(beside).chain(&more).collect();
+        tape.one(FeedForward::new(up, down), &inputs)
+    }
+
     /// The layer `module` as `form`, with what its epilogue reads (`extra`), and those of the adapters that act on it.
     fn layer(
         &self,
@@ -472,9 +516,22 @@ impl<'a> Flux<'a> {
         extra: &[Var],
         lora: Option<(Range<usize>, &Arc<AdapterSet>)>,
     ) -> Result<Var> {
+        let (op, rest) = self.bound(tape, module, form, extra, lora)?;
+        tape.one(op, &std::iter::once(x).chain(&rest).collect::<Vec<_>>())
+    }
+
+    /// That layer, and its inputs but for x.
+    fn bound(
+        &self,
+        tape: &Tape<'a>,
+        module: &str,
+        form: Linear,
+        extra: &[Var],
+        lora: Option<(Range<usize>, &Arc<AdapterSet>)>,
+    ) -> Result<(Linear, Vec<Var>)> {
         let w = self.weights.var(tape, &format!("{module}.weight"))?;
         let bias = self.weights.var(tape, &format!("{module}.bias"))?;
-        let mut inputs = vec![x.clone(), w, bias];
+        let mut inputs = vec![w, bias];
         inputs.extend_from_slice(extra);
         let mut adapters = Vec::new();
         if let Some((_, set)) = lora.as_ref().filter(|(tokens, _)| !tokens.is_empty()) {
@@ -491,6 +548,6 @@ impl<'a> Flux<'a> {
             set: set.clone(),
             adapters,
         });
-        tape.one(Linear { lora, ..form }, &inputs.iter().collect::<Vec<_>>())
+        Ok((Linear { lora, ..form }, inputs))
     }
 }

@@ -39,6 +39,27 @@ fn unit(op: &'static str, axis: usize, [_, _, w]: [usize; 3]) -> Result<usize> {
     }
 }
 
+/// Tensors with the same batch and tokens, feature by feature one after the other.
+pub(super) fn join(parts: &[&Tensor]) -> Result<Tensor> {
+    Ok(Concat { axis: 2 }.forward(parts, &mut Save::nothing())?.remove(0))
+}
+
+/// The way back: a gradient of what was joined to the slots of its parts, whose rows are `widths` values.
+pub(super) fn split(dy: &Tensor, widths: &[usize], slots: &mut [Option<Slot>]) -> Result<()> {
+    let total: usize = widths.iter().sum();
+    let mut at = 0;
+    for (slot, &n) in slots.iter_mut().zip(widths) {
+        if let (Some(slot), Some(_)) = (slot.as_mut(), dy.device().gpu()) {
+            let block = Block { rows: dy.len() / total.max(1), width: n, from: [total, at], to: [n, 0] };
+            copy(dy, &mut slot.grad, &block, slot.accumulate)?;
+        } else if let Some(slot) = slot {
+            cut(dy.f32(), total, at, slot.adding(), n);
+        }
+        at += n;
+    }
+    Ok(())
+}
+
 /// Adds columns `at..at + width` of every `total`-wide row of `wide` to the rows of `part`.
 fn cut(wide: &[f32], total: usize, at: usize, part: &mut [f32], width: usize) {
     if width > 0 {
@@ -104,18 +125,7 @@ impl Op for Concat {
     ) -> Result<()> {
         let Some(dy) = grads[0] else { return Ok(()) };
         let widths: Vec<usize> = saved[0].f32().iter().map(|&n| n as usize).collect();
-        let total: usize = widths.iter().sum();
-        let mut at = 0;
-        for (slot, &n) in slots.iter_mut().zip(&widths) {
-            if let (Some(slot), Some(_)) = (slot.as_mut(), dy.device().gpu()) {
-                let block = Block { rows: dy.len() / total.max(1), width: n, from: [total, at], to: [n, 0] };
-                copy(dy, &mut slot.grad, &block, slot.accumulate)?;
-            } else if let Some(slot) = slot {
-                cut(dy.f32(), total, at, slot.adding(), n);
-            }
-            at += n;
-        }
-        Ok(())
+        split(dy, &widths, slots)
     }
 }
 

@@ -2,25 +2,30 @@
 //!
 //! ```text
 //! z[b,t] = W·x[b,t] + bias + Σ_{a ∈ set(b)} scale_a · B_a·(A_a·x[b,t])      the sum for t in `lora.tokens` only
-//! y = z  |  GELU(z)  |  resid + z  |  resid + gate ⊙ z
+//! y = z  |  GELU(z)  |  RoPE(norm(z))  |  resid + z  |  resid + gate ⊙ z
 //! ```
 //! x `[batch, tokens, in]` (or `[batch, in]`), W `[out, in]` f32 or bf16, bias `[out]`, A `[r, in]`, B `[out, r]`;
-//! the gate is a chunk of a modulation table. Inputs, in order: x, W, bias (if `bias`), resid (if
-//! the epilogue adds) and the gate tables, then A and B of every adapter.
+//! the gate is a chunk of a modulation table. Inputs, in order: x (in two tensors if `joined`), W, bias (if `bias`), the
+//! norm's weight (if the epilogue has a norm), resid (if it adds) and the gate tables, then A and B of every adapter.
 //!
-//! Saves x where a weight needs its gradient, z for GELU′ or the gate's gradient, and handles on the weights.
+//! Saves x where a weight needs its gradient, z for GELU′, for the norm or the gate's gradient, and handles on the weights.
 //! Adapters are applied one after the other, so a policy whose last B is 0 gives the reference's very bits. On CUDA they
 //! are further terms of the same sum, which an adapter that is not in a sample's set, or whose B is 0, adds zeros to.
 
-use super::{AdapterSet, Case, ModSource, Op, Save, Slot, gelu, random};
+use super::embed::RopeTable;
+use super::{AdapterSet, ModSource, Op, Save, Slot, concat, gelu, qk_norm_rope};
 use crate::engine::matmul::{Mat, matmul, transpose};
-use crate::engine::{Device, Tensor, simd};
+use crate::engine::{Tensor, simd};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
+mod cases;
 mod launch;
+
+pub use cases::cases;
+pub(super) use cases::{gate, layer};
 
 /// Rows of one sample that one task computes.
 const ROWS: usize = 128;
@@ -36,6 +41,11 @@ pub enum Epilogue {
     None,
     /// tanh-GELU.
     Gelu,
+    /// Queries' and keys' norm and rotation, as [`QkNormRope`](qk_norm_rope::QkNormRope) has them.
+    NormRope {
+        /// Angles of every token.
+        table: Arc<RopeTable>,
+    },
     /// `resid + z`.
     Add,
     /// `resid + gate ⊙ z`, the gate being chunk `chunk` of the modulation.
@@ -63,6 +73,8 @@ pub struct Lora {
 pub struct Linear {
     /// Is there a bias?
     pub bias: bool,
+    /// Is x two tensors, whose features come one after the other?
+    pub joined: bool,
     /// What follows the product.
     pub epilogue: Epilogue,
     /// The adapters, if any.
@@ -75,28 +87,40 @@ pub struct Linear {
 impl Linear {
     /// `W·x + bias`, nothing else.
     pub fn plain() -> Self {
-        Self { bias: true, epilogue: Epilogue::None, lora: None, wide: false }
+        Self { bias: true, joined: false, epilogue: Epilogue::None, lora: None, wide: false }
     }
 
     fn adapters(&self) -> &[(usize, f32)] {
         self.lora.as_ref().map_or(&[], |l| &l.adapters)
     }
 
+    /// How many tensors x is.
+    pub(super) fn tensors(&self) -> usize {
+        1 + usize::from(self.joined)
+    }
+
+    /// How many inputs there are.
+    pub(super) fn inputs(&self) -> usize {
+        self.layout().total
+    }
+
     /// Positions of the inputs.
     fn layout(&self) -> Layout {
-        let mut at = 2;
+        let w = self.tensors();
+        let mut at = w + 1;
         let mut next = |there: bool| {
             at += usize::from(there);
             there.then(|| at - 1)
         };
         let bias = next(self.bias);
+        let norm = next(matches!(self.epilogue, Epilogue::NormRope { .. }));
         let (adds, gated, two) = match &self.epilogue {
             Epilogue::Gate { source, .. } => (true, true, source.cond.is_some()),
             Epilogue::Add => (true, false, false),
             _ => (false, false, false),
         };
         let (resid, image, cond) = (next(adds), next(gated), next(two));
-        Layout { bias, resid, image, cond, lora: at, total: at + 2 * self.adapters().len() }
+        Layout { w, bias, norm, resid, image, cond, lora: at, total: at + 2 * self.adapters().len() }
     }
 
     /// Adapters of sample `b`: position among this layer's adapters, and scale.
@@ -129,7 +153,15 @@ impl Linear {
                 return Err(Error::shape(OP, format!("x has shape {s:?}, wanted [batch, (tokens,) in]")));
             }
         };
-        let out = match *inputs[1].shape() {
+        let in_ = match self.joined {
+            false => in_,
+            true => {
+                let more = inputs[1].width();
+                inputs[1].expect(OP, "the second x", &[batch, tokens, more])?;
+                in_ + more
+            }
+        };
+        let out = match *inputs[at.w].shape() {
             [o, i] if i == in_ => o,
             ref s => {
                 return Err(Error::shape(
@@ -140,6 +172,9 @@ impl Linear {
         };
         if let Some(i) = at.bias {
             inputs[i].expect(OP, "the bias", &[out])?;
+        }
+        if let (Epilogue::NormRope { table }, Some(i)) = (&self.epilogue, at.norm) {
+            qk_norm_rope::expect(OP, table, [tokens, out], inputs[i])?;
         }
         if let Some(r) = at.resid
             && (inputs[r].len() != batch * tokens * out || inputs[r].shape().first() != Some(&batch))
@@ -169,7 +204,9 @@ impl Linear {
 }
 
 struct Layout {
+    w: usize,
     bias: Option<usize>,
+    norm: Option<usize>,
     resid: Option<usize>,
     image: Option<usize>,
     cond: Option<usize>,
@@ -191,7 +228,10 @@ impl Op for Linear {
     }
 
     fn cuda(&self) -> bool {
-        true
+        match &self.epilogue {
+            Epilogue::NormRope { table } => table.half <= qk_norm_rope::launch::MOST,
+            _ => true,
+        }
     }
 
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
@@ -199,7 +239,7 @@ impl Op for Linear {
         let at = self.layout();
         let keep_z = match &self.epilogue {
             Epilogue::None | Epilogue::Add => false,
-            Epilogue::Gelu => save.wanted(),
+            Epilogue::Gelu | Epilogue::NormRope { .. } => save.wanted(),
             Epilogue::Gate { .. } => [at.image, at.cond].into_iter().flatten().any(|i| save.needs(i)),
         };
         if let Some(gpu) = inputs[0].device().gpu() {
@@ -209,8 +249,9 @@ impl Op for Linear {
         }
         let mut shape = inputs[0].shape().to_vec();
         *shape.last_mut().expect("x has at least two dimensions") = d.out;
-        let x = inputs[0].f32();
-        let w = inputs[1].to_f32();
+        let joined = self.joined.then(|| concat::join(&inputs[..2])).transpose()?;
+        let x = joined.as_ref().unwrap_or(inputs[0]).f32();
+        let w = inputs[at.w].to_f32();
         // A product with many rows reads W by columns: turned here once, not in every task.
         let turned = (d.tokens >= TURNED).then(|| -> Result<_> {
             let mut turned = Tensor::empty(inputs[0].device(), &[d.in_, d.out])?;
@@ -285,23 +326,50 @@ impl Op for Linear {
         grads: &[Option<&Tensor>],
         slots: &mut [Option<Slot>],
     ) -> Result<()> {
-        let Some(dy) = grads[0] else { return Ok(()) };
+        grads[0].map_or(Ok(()), |dy| self.backward_through(saved, dy, None, slots))
+    }
+}
+
+impl Linear {
+    /// Backward. The last of x's tensors may be GELU(z) of a z that is given: the gradient in its slot, which does not
+    /// accumulate, is then z's.
+    pub(super) fn backward_through(
+        &self,
+        saved: &[Tensor],
+        dy: &Tensor,
+        through: Option<&Tensor>,
+        slots: &mut [Option<Slot>],
+    ) -> Result<()> {
         let at = self.layout();
-        let (x, z) = (&saved[0], &saved[1]);
-        // Input i ≥ 1 was saved at position i + 1.
+        // x, z, then the other inputs: i was saved at position i + 1.
+        let (x, z) = (&saved[..at.w], &saved[at.w]);
         let input = |i: usize| &saved[i + 1];
         let (&batch, &out) = (&dy.shape()[0], &dy.width());
-        let in_ = input(1).width();
+        let in_ = input(at.w).width();
         let d = Dims { batch, tokens: dy.len() / (batch * out), in_, out };
         if let Some(gpu) = dy.device().gpu() {
-            return self.backward_cuda(gpu, saved, &at, d, dy, slots);
+            return self.backward_cuda(gpu, saved, &at, d, dy, through, slots);
         }
         let dz = self.before_epilogue(dy, z, &at, &input, d, slots)?;
         let dz = dz.as_ref().unwrap_or(dy).f32();
-        if let Some(slot) = &mut slots[0] {
-            self.input_gradient(&input(1).to_f32(), dz, &at, &input, d, slot);
+        if self.joined && slots[..2].iter().any(Option::is_some) {
+            let grad = Tensor::empty(dy.device(), &[d.batch, d.tokens, d.in_])?;
+            let mut both = Slot { grad, accumulate: false };
+            self.input_gradient(&input(at.w).to_f32(), dz, &at, &input, d, &mut both);
+            let first = self.first_width(&slots[..2], d);
+            concat::split(&both.grad, &[first, d.in_ - first], &mut slots[..2])?;
+        } else if let Some(slot) = &mut slots[0] {
+            self.input_gradient(&input(at.w).to_f32(), dz, &at, &input, d, slot);
         }
-        if let Some(slot) = &mut slots[1] {
+        if let (Some(z), Some(slot)) = (through, &mut slots[at.w - 1]) {
+            gelu::backward(z.f32(), slot.grad.f32_mut());
+        }
+        let joined = match x {
+            [first, second] if !first.is_empty() => Some(concat::join(&[first, second])?),
+            _ => None,
+        };
+        let x = joined.as_ref().unwrap_or(&x[0]);
+        if let Some(slot) = &mut slots[at.w] {
             let (keep, x) = (slot.accumulate, x.f32());
             slot.grad.f32_mut().par_chunks_mut(OUT_ROWS * d.in_).enumerate().for_each(|(c, dw)| {
                 let (rows, k) = (dw.len() / d.in_, d.batch * d.tokens);
@@ -324,14 +392,29 @@ impl Op for Linear {
         }
         Ok(())
     }
-}
 
-impl Linear {
+    /// The width of x's first tensor, by the slots of both.
+    fn first_width(&self, slots: &[Option<Slot>], d: Dims) -> usize {
+        match slots {
+            [Some(first), _] if self.joined => first.grad.width(),
+            [_, Some(second)] if self.joined => d.in_ - second.grad.width(),
+            _ => d.in_,
+        }
+    }
+
     /// Applies the epilogue to rows `first..` of sample `b`.
     fn finish(&self, inputs: &[&Tensor], at: &Layout, d: Dims, b: usize, first: usize, y: &mut [f32]) {
         match &self.epilogue {
             Epilogue::None => {}
             Epilogue::Gelu => simd::gelu_in_place(y),
+            Epilogue::NormRope { table } => {
+                let w = inputs[at.norm.expect("there is a norm")].f32();
+                let mut z = vec![0.0; d.out];
+                for (t, y) in (first..).zip(y.chunks_exact_mut(d.out)) {
+                    z.copy_from_slice(y);
+                    qk_norm_rope::row(table, w, t, &z, y);
+                }
+            }
             Epilogue::Add => {
                 let resid = inputs[at.resid.expect("there is a residual")].f32();
                 simd::axpy(1.0, &resid[(b * d.tokens + first) * d.out..][..y.len()], y);
@@ -370,6 +453,12 @@ impl Linear {
                 let mut dz = Tensor::from_slice(dy.device(), dy.shape(), dy.f32())?;
                 gelu::backward(z.f32(), dz.f32_mut());
                 Ok(Some(dz))
+            }
+            Epilogue::NormRope { table } => {
+                let i = at.norm.expect("there is a norm");
+                let mut dz = Slot { grad: Tensor::empty(dy.device(), dy.shape())?, accumulate: false };
+                qk_norm_rope::backward(table, [z, input(i)], dy, Some(&mut dz), slots[i].as_mut())?;
+                Ok(Some(dz.grad))
             }
             Epilogue::Gate { source, chunk } => {
                 let (resid, image) = (at.resid.expect("gated"), at.image.expect("gated"));
@@ -504,11 +593,13 @@ fn keep(inputs: &[&Tensor], at: &Layout, z: Option<&Tensor>, save: &mut Save) ->
     if !save.wanted() {
         return Ok(());
     }
-    let weights = (1..at.total).filter(|i| ![at.resid, at.image, at.cond].contains(&Some(*i)));
+    let weights = (at.w..at.total).filter(|i| ![at.norm, at.resid, at.image, at.cond].contains(&Some(*i)));
     let x_needed = weights.into_iter().any(|i| save.needs(i));
-    save.keep(&if x_needed { inputs[0].clone() } else { empty(inputs[0])? });
+    for x in &inputs[..at.w] {
+        save.keep(&if x_needed { (*x).clone() } else { empty(x)? });
+    }
     save.keep(&z.map_or_else(|| empty(inputs[0]), |z| Ok(z.clone()))?);
-    for (i, t) in inputs.iter().enumerate().skip(1) {
+    for (i, t) in inputs.iter().enumerate().skip(at.w) {
         save.keep_whole(&if Some(i) == at.resid { empty(t)? } else { (*t).clone() });
     }
     Ok(())
@@ -543,104 +634,4 @@ fn for_rows2(
             },
         );
     });
-}
-
-/// Every epilogue, with and without stacked adapters and a partial batch; then the layers of the tiny preset, and what
-/// the GPU's tiles and dtypes make different.
-pub fn cases(device: &Device) -> Vec<Case> {
-    let rnd = |shape: &[usize], stream, scale| random(device, shape, stream, scale);
-    let set = |b: usize| Arc::new(AdapterSet::runs(&[(vec![0, 1], b - b / 2), (vec![0], b / 2)]));
-    // Adapters act on `tokens`; weights and adapters are parameters, x, W and the bias bf16 where x is.
-    let adapted =
-        |name: &str, [b, t, i, o]: [usize; 4], op: Linear, ranks: &[usize], tokens: Range<usize>| {
-            let fan = 1.0 / (i as f32).sqrt();
-            let mut inputs = vec![rnd(&[b, t, i], 20, 1.0), rnd(&[o, i], 21, fan), rnd(&[o], 22, 0.3)];
-            if let Epilogue::Gate { source, chunk } = &op.epilogue {
-                inputs.push(rnd(&[b, t, o], 23, 1.0));
-                inputs.push(rnd(&[b, (chunk + 1) * o], 24, 0.7));
-                if source.cond.is_some() {
-                    inputs.push(rnd(&[2, (chunk + 1) * o], 25, 0.7));
-                }
-            } else if let Epilogue::Add = op.epilogue {
-                inputs.push(rnd(&[b, t, o], 23, 1.0));
-            }
-            let mut parameters = vec![1, 2];
-            for (k, &r) in ranks.iter().enumerate() {
-                parameters.extend([inputs.len(), inputs.len() + 1]);
-                inputs.push(rnd(&[r, i], 26 + k as u64, fan));
-                inputs.push(rnd(&[o, r], 30 + k as u64, 1.0 / (r as f32).sqrt()));
-            }
-            let flops = 2.0 * (b * t * i * o) as f64;
-            let lora_flops: f64 = ranks.iter().map(|&r| (2 * b * tokens.len() * r * (i + o)) as f64).sum();
-            let lora = (!ranks.is_empty()).then(|| Lora {
-                tokens,
-                set: set(b),
-                adapters: (0..ranks.len()).map(|k| (k, 1.0 + 0.5 * k as f32)).collect(),
-            });
-            // S, z, what is left of an f32 gradient or a master beside bf16.
-            let stores = lora.is_some() || op.wide || !matches!(op.epilogue, Epilogue::None);
-            Case::new(name, Linear { lora, ..op }, inputs)
-                .chain((b * t).max(i).max(o))
-                .stores(stores)
-                .half(&[0, 1, 2])
-                .parameters(&parameters)
-                .cost(flops + lora_flops, b * t * o)
-        };
-    let form = |epilogue| Linear { epilogue, ..Linear::plain() };
-    let make = |name: &str, shape: [usize; 4], epilogue, ranks: &[usize]| {
-        adapted(name, shape, form(epilogue), ranks, shape[1] / 2..shape[1])
-    };
-    let gate = |b: usize, t: usize| Epilogue::Gate {
-        source: ModSource {
-            split: t / 2,
-            image: (0..b).collect(),
-            cond: Some((0..b).map(|i| usize::from(i >= b - b / 2)).collect()),
-        },
-        chunk: 1,
-    };
-    let wide = || Linear { wide: true, ..Linear::plain() };
-    let mut rows =
-        adapted("linear/20 64→192 +16+16", [20, 1, 64, 192], form(Epilogue::None), &[16, 16], 0..1);
-    rows.inputs[0] = rnd(&[20, 64], 20, 1.0);
-    let mut cases = vec![
-        make("linear/plain", [2, 3, 5, 4], Epilogue::None, &[]),
-        make("linear/gelu", [2, 3, 5, 4], Epilogue::Gelu, &[]),
-        make("linear/add", [2, 3, 5, 4], Epilogue::Add, &[]),
-        make("linear/gate", [2, 4, 5, 6], gate(2, 4), &[]),
-        make("linear/lora", [3, 4, 6, 5], Epilogue::None, &[2, 3]),
-        make("linear/lora+gelu", [3, 4, 6, 5], Epilogue::Gelu, &[2, 3]),
-        make("linear/lora+gate, leading", [4, 4, 6, 5], gate(4, 4), &[2, 3]).leading(2),
-    ];
-    let large = [
-        make("linear/12x128 128→128 +lora", [12, 128, 128, 128], Epilogue::None, &[16, 16]),
-        // A whole number of the GPU's tiles; ragged ones; rows that begin on no 16 bytes.
-        make("linear/256 96→384", [2, 128, 96, 384], Epilogue::None, &[]),
-        make("linear/200 72→136 gelu", [1, 200, 72, 136], Epilogue::Gelu, &[]),
-        make("linear/150 37→131 gelu", [1, 150, 37, 131], Epilogue::Gelu, &[]),
-        make("linear/12x128 128→512 gelu", [12, 128, 128, 512], Epilogue::Gelu, &[]),
-        make("linear/12x128 640→128 gate+lora", [12, 128, 640, 128], gate(12, 128), &[16, 16]),
-        // A result, and a residual, of either dtype.
-        adapted("linear/2x70 64→136 wide", [2, 70, 64, 136], wide(), &[], 0..0),
-        adapted("linear/2x70 33→137 wide", [2, 70, 33, 137], wide(), &[], 0..0),
-        make("linear/2x70 64→136 add", [2, 70, 64, 136], Epilogue::Add, &[]).half(&[0, 1, 2, 3]),
-        make("linear/2x70 64→136 gate", [2, 70, 64, 136], gate(2, 70), &[]).half(&[0, 1, 2, 3]),
-        make("linear/2x70 33→137 gate", [2, 70, 33, 137], gate(2, 70), &[]).half(&[0, 1, 2, 3]),
-        make("linear/2x70 33→137 gate, f32 beside", [2, 70, 33, 137], gate(2, 70), &[]),
-        // Ranks that are no multiple of 16, and more columns than a tile; rows of part of a tile.
-        adapted("linear/3x150 40→72 +20", [3, 150, 40, 72], form(Epilogue::None), &[20], 30..100),
-        adapted("linear/3x150 40→72 +128+16", [3, 150, 40, 72], form(Epilogue::Gelu), &[128, 16], 130..150),
-        adapted("linear/4x90 39→71 +3+16", [4, 90, 39, 71], form(Epilogue::Add), &[3, 16], 0..90).leading(3),
-        // Adapters and masters of the other dtype than x; a frozen adapter; none of the tokens.
-        make("linear/3x40 64→72 +16+16, masters", [3, 40, 64, 72], Epilogue::None, &[16, 16])
-            .half(&[0])
-            .stores(true),
-        make("linear/3x40 64→72 +16+16, frozen", [3, 40, 64, 72], Epilogue::None, &[16, 16])
-            .half(&[0, 1, 2, 3, 4])
-            .constant(&[1, 2, 3, 4]),
-        adapted("linear/3x40 64→72 +16+16, none", [3, 40, 64, 72], form(Epilogue::None), &[16, 16], 40..50),
-        // A modulation: one row for each sample.
-        rows,
-    ];
-    cases.extend(large.map(Case::bench_only));
-    cases
 }

@@ -18,6 +18,7 @@ pub mod concat;
 pub mod conv2d;
 pub(crate) mod cuda;
 pub mod embed;
+pub mod feed_forward;
 pub mod gelu;
 pub mod linear;
 pub mod modulate;
@@ -423,6 +424,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
         colored_noise::cases(device),
         concat::cases(device),
         conv2d::cases(device),
+        feed_forward::cases(device),
         gelu::cases(device),
         linear::cases(device),
         modulate::cases(device),

@@ -7,7 +7,7 @@
 //! ```
 //! x `[batch, tokens, heads·head_dim]`, w `[head_dim]`. Saves x and w; 1/rms is recomputed.
 
-mod launch;
+pub(super) mod launch;
 
 use super::embed::RopeTable;
 use super::{Case, Op, Save, Slot, dims3, expect_inputs, given, random};
@@ -19,19 +19,41 @@ use std::sync::Arc;
 /// Added to the mean square.
 pub const EPS: f32 = 1e-6;
 
-/// The op.
+/// The op. [`Linear`](super::linear::Linear) has it as an epilogue.
 #[derive(Clone, Debug)]
 pub struct QkNormRope {
     /// Angles of every token.
     pub table: Arc<RopeTable>,
 }
 
-impl QkNormRope {
-    /// cos and sin of token `t`.
-    fn angles(&self, t: usize) -> (&[f32], &[f32]) {
-        let half = self.table.half;
-        (&self.table.cos[t * half..][..half], &self.table.sin[t * half..][..half])
+/// cos and sin of token `t`.
+fn angles(table: &RopeTable, t: usize) -> (&[f32], &[f32]) {
+    let half = table.half;
+    (&table.cos[t * half..][..half], &table.sin[t * half..][..half])
+}
+
+/// Refuses x `[.., tokens, width]` of other heads or tokens than the table's, and a weight of another width.
+pub(super) fn expect(
+    op: &'static str,
+    table: &RopeTable,
+    [tokens, width]: [usize; 2],
+    w: &Tensor,
+) -> Result<()> {
+    let hd = 2 * table.half;
+    w.expect(op, "the norm's weight", &[hd])?;
+    if !width.is_multiple_of(hd) || table.cos.len() != tokens * table.half {
+        let have = table.cos.len() / table.half.max(1);
+        let detail =
+            format!("x is {tokens} tokens of width {width}, the angles are for {have} of head_dim {hd}");
+        return Err(Error::shape(op, detail));
     }
+    Ok(())
+}
+
+/// The row of token `t` of a sample: y from x.
+pub(super) fn row(table: &RopeTable, w: &[f32], t: usize, x: &[f32], y: &mut [f32]) {
+    let (cos, sin) = angles(table, t);
+    simd::norm_rotate(x, w, EPS, cos, sin, y);
 }
 
 impl Op for QkNormRope {
@@ -47,14 +69,7 @@ impl Op for QkNormRope {
         const OP: &str = "qk_norm_rope";
         expect_inputs(OP, inputs, 2)?;
         let [_, tokens, width] = dims3(OP, "x", inputs[0])?;
-        let hd = 2 * self.table.half;
-        inputs[1].expect(OP, "the weight", &[hd])?;
-        if !width.is_multiple_of(hd) || self.table.cos.len() != tokens * self.table.half {
-            let have = self.table.cos.len() / self.table.half.max(1);
-            let detail =
-                format!("x is {tokens} tokens of width {width}, the angles are for {have} of head_dim {hd}");
-            return Err(Error::shape(OP, detail));
-        }
+        expect(OP, &self.table, [tokens, width], inputs[1])?;
         let mut y = Tensor::empty_as(inputs[0].device(), inputs[0].shape(), inputs[0].dtype())?;
         save.keep(inputs[0]);
         save.keep_whole(inputs[1]);
@@ -63,9 +78,8 @@ impl Op for QkNormRope {
             return Ok(vec![y]);
         }
         let (x, w) = (inputs[0].f32(), inputs[1].f32());
-        y.f32_mut().par_chunks_mut(width).enumerate().for_each(|(row, y)| {
-            let (cos, sin) = self.angles(row % tokens);
-            simd::norm_rotate(&x[row * width..][..width], w, EPS, cos, sin, y);
+        y.f32_mut().par_chunks_mut(width).enumerate().for_each(|(i, y)| {
+            row(&self.table, w, i % tokens, &x[i * width..][..width], y);
         });
         Ok(vec![y])
     }
@@ -77,49 +91,61 @@ impl Op for QkNormRope {
         slots: &mut [Option<Slot>],
     ) -> Result<()> {
         let Some(dy) = grads[0] else { return Ok(()) };
-        let [batch, tokens, width] = dims3("qk_norm_rope", "the gradient", dy)?;
-        if let Some(gpu) = dy.device().gpu() {
-            return launch::backward(gpu, &self.table, &saved[0], &saved[1], dy, slots);
-        }
-        let (x, w, dy) = (saved[0].f32(), saved[1].f32(), dy.f32());
-        let hd = w.len();
-        if let Some(slot) = &mut slots[0] {
-            let add = slot.accumulate;
-            let rows = slot.grad.f32_mut().par_chunks_mut(width).enumerate();
-            rows.for_each_init(
-                || vec![0.0; hd],
-                |g, (row, dx)| {
-                    let (cos, sin) = self.angles(row % tokens);
-                    let at = row * width..(row + 1) * width;
-                    simd::norm_rotate_back(&x[at.clone()], w, EPS, cos, sin, &dy[at], g, dx, add);
-                },
-            );
-        }
-        if let Some(slot) = &mut slots[1] {
-            let sums: Vec<Vec<f32>> = (0..batch)
-                .into_par_iter()
-                .map(|b| {
-                    let mut acc = vec![0.0; hd];
-                    for t in 0..tokens {
-                        let (cos, sin) = self.angles(t);
-                        let row = (b * tokens + t) * width;
-                        let heads =
-                            x[row..row + width].chunks_exact(hd).zip(dy[row..row + width].chunks_exact(hd));
-                        for (x, dy) in heads {
-                            let r = simd::rrms(x, EPS);
-                            for (i, a) in acc.iter_mut().enumerate() {
-                                *a += unrotate(dy, cos, sin, i) * x[i] * r;
-                            }
+        let (dx, dw) = slots.split_at_mut(1);
+        backward(&self.table, [&saved[0], &saved[1]], dy, dx[0].as_mut(), dw[0].as_mut())
+    }
+}
+
+/// The gradients of x and of the weight from those two and that of y.
+pub(super) fn backward(
+    table: &RopeTable,
+    [x, w]: [&Tensor; 2],
+    dy: &Tensor,
+    dx: Option<&mut Slot>,
+    dw: Option<&mut Slot>,
+) -> Result<()> {
+    let [batch, tokens, width] = dims3("qk_norm_rope", "the gradient", dy)?;
+    if let Some(gpu) = dy.device().gpu() {
+        return launch::backward(gpu, table, [x, w], dy, dx, dw);
+    }
+    let (x, w, dy) = (x.f32(), w.f32(), dy.f32());
+    let hd = w.len();
+    if let Some(slot) = dx {
+        let add = slot.accumulate;
+        let rows = slot.grad.f32_mut().par_chunks_mut(width).enumerate();
+        rows.for_each_init(
+            || vec![0.0; hd],
+            |g, (row, dx)| {
+                let (cos, sin) = angles(table, row % tokens);
+                let at = row * width..(row + 1) * width;
+                simd::norm_rotate_back(&x[at.clone()], w, EPS, cos, sin, &dy[at], g, dx, add);
+            },
+        );
+    }
+    if let Some(slot) = dw {
+        let sums: Vec<Vec<f32>> = (0..batch)
+            .into_par_iter()
+            .map(|b| {
+                let mut acc = vec![0.0; hd];
+                for t in 0..tokens {
+                    let (cos, sin) = angles(table, t);
+                    let row = (b * tokens + t) * width;
+                    let heads =
+                        x[row..row + width].chunks_exact(hd).zip(dy[row..row + width].chunks_exact(hd));
+                    for (x, dy) in heads {
+                        let r = simd::rrms(x, EPS);
+                        for (i, a) in acc.iter_mut().enumerate() {
+                            *a += unrotate(dy, cos, sin, i) * x[i] * r;
                         }
                     }
-                    acc
-                })
-                .collect();
-            let grad = slot.adding();
-            sums.iter().for_each(|s| simd::axpy(1.0, s, grad));
-        }
-        Ok(())
+                }
+                acc
+            })
+            .collect();
+        let grad = slot.adding();
+        sums.iter().for_each(|s| simd::axpy(1.0, s, grad));
     }
+    Ok(())
 }
 
 /// Element `i` of dy turned back by the token's angle.

@@ -5,12 +5,13 @@
 //! has the residual's dtype, else x's, or f32 where it is `wide`; so has dy, which is narrowed to x's on the way to dz.
 
 use super::super::modulate::launch::table_bytes;
-use super::super::{Slot, cuda, expect_dtypes};
+use super::super::qk_norm_rope::{self, launch as rope};
+use super::super::{Slot, concat, cuda, expect_dtypes};
 use super::{Dims, Epilogue, Layout, Linear};
 use crate::Result;
 use crate::engine::cuda::Gpu;
 use crate::engine::{DType, Tensor};
-use product::{After, Product, as_dtype, expect_residual};
+use product::{After, Joined, Operand, Product, as_dtype, expect_residual};
 
 mod gate;
 mod lora;
@@ -28,20 +29,22 @@ impl Linear {
         d: Dims,
         keep_z: bool,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        let (x, resid) = (inputs[0], at.resid.map(|i| inputs[i]));
-        let dtype = x.dtype();
+        let resid = at.resid.map(|i| inputs[i]);
+        let x = tensors(&inputs[..at.w].iter().map(|&t| t.clone()).collect::<Vec<_>>())?;
+        let dtype = x[0].dtype();
+        expect_dtypes(OP, dtype, &x.iter().collect::<Vec<_>>())?;
         resid.map_or(Ok(()), |r| expect_residual(dtype, r))?;
-        let mut shape = x.shape().to_vec();
+        let mut shape = inputs[0].shape().to_vec();
         *shape.last_mut().expect("x has at least two dimensions") = d.out;
-        let fresh = |dtype| Tensor::empty_as(x.device(), &shape, dtype);
+        let fresh = |dtype| Tensor::empty_as(x[0].device(), &shape, dtype);
         let out = resid.map_or(if self.wide { DType::F32 } else { dtype }, Tensor::dtype);
         let (mut y, mut z) = (fresh(out)?, if keep_z { Some(fresh(dtype)?) } else { None });
-        let w = as_dtype(gpu, inputs[1], dtype)?;
+        let w = as_dtype(gpu, inputs[at.w], dtype)?;
         let input = |i: usize| inputs[i];
         let adapted = match self.stack(gpu, at, &input, d)? {
             Some(stack) => {
                 let down = stack.down(gpu, at, &input, dtype)?;
-                let s = stack.narrow(gpu, x, &down, true, &(0..stack.rank))?;
+                let s = stack.narrow(gpu, Joined(&x), &down, true, &(0..stack.rank))?;
                 Some(stack.adapted(s, stack.up(gpu, at, &input, dtype)?))
             }
             None => None,
@@ -53,25 +56,38 @@ impl Linear {
             }
             _ => None,
         };
-        let after = match (&self.epilogue, resid) {
-            (Epilogue::Gelu, _) => After::Gelu(z.as_mut()),
-            (_, Some(resid)) => After::Residual(z.as_mut(), resid, gate),
-            _ => After::Nothing,
-        };
         let product = Product {
             name: "linear_fwd",
             extents: [d.batch * d.tokens, d.out, d.in_],
-            strides: [d.in_, d.in_],
-            a: x,
-            b: &w,
+            a: Operand::X(Joined(&x)),
+            b: Operand::whole(&w),
             bias: at.bias.map(|i| inputs[i]),
-            adapted: adapted.as_ref(),
+            adapted,
+        };
+        let after = match (&self.epilogue, resid) {
+            (Epilogue::Gelu, _) => After::Gelu(z.as_mut()),
+            (Epilogue::NormRope { table }, _) => {
+                let w = inputs[at.norm.expect("there is a norm")];
+                if !product.holds_heads(&y, 2 * table.half) {
+                    let mut z = z.map_or_else(|| fresh(dtype), Ok)?;
+                    product.run(gpu, &mut z, false, After::Nothing)?;
+                    rope::forward(gpu, table, &z, w, &mut y)?;
+                    return Ok((y, keep_z.then_some(z)));
+                }
+                After::NormRope(z.as_mut(), table, w)
+            }
+            (_, Some(resid)) => After::Residual(z.as_mut(), resid, gate),
+            _ => After::Nothing,
         };
         product.run(gpu, &mut y, false, after)?;
         Ok((y, z))
     }
 
-    /// The gradients of every input. Input i ≥ 1 was saved at position i + 1.
+    /// The gradients of every input, the last x's as [`Linear::backward_through`] has it.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what forward saved, its shapes, the gradient that comes in, the slots"
+    )]
     pub(super) fn backward_cuda(
         &self,
         gpu: &Gpu,
@@ -79,9 +95,10 @@ impl Linear {
         at: &Layout,
         d: Dims,
         dy: &Tensor,
+        through: Option<&Tensor>,
         slots: &mut [Option<Slot>],
     ) -> Result<()> {
-        let (x, z) = (&saved[0], &saved[1]);
+        let (x, z) = (tensors(&saved[..at.w])?, &saved[at.w]);
         let input = |i: usize| &saved[i + 1];
         if let Some(slot) = at.resid.and_then(|i| slots[i].as_mut()) {
             slot.add(dy)?;
@@ -93,13 +110,20 @@ impl Linear {
         if !slots.iter().enumerate().any(|(i, s)| s.is_some() && !beside.contains(&Some(i))) {
             return Ok(());
         }
-        let dtype = x.dtype();
+        let dtype = x[0].dtype();
         let dz = match &self.epilogue {
             Epilogue::None | Epilogue::Add => as_dtype(gpu, dy, dtype)?,
             Epilogue::Gelu => {
                 let grad = Tensor::empty_as(dy.device(), dy.shape(), dtype)?;
                 let mut slot = Slot { grad, accumulate: false };
                 cuda::slope(gpu, OP, ["gelu.cu", "gelu_bwd"], z, dy, &mut slot)?;
+                slot.grad
+            }
+            Epilogue::NormRope { table } => {
+                let i = at.norm.expect("there is a norm");
+                let grad = Tensor::empty_as(dy.device(), dy.shape(), dtype)?;
+                let mut slot = Slot { grad, accumulate: false };
+                qk_norm_rope::backward(table, [z, input(i)], dy, Some(&mut slot), slots[i].as_mut())?;
                 slot.grad
             }
             Epilogue::Gate { source, chunk } => {
@@ -111,34 +135,54 @@ impl Linear {
             let same = matches!(self.epilogue, Epilogue::None | Epilogue::Add);
             cuda::column_sums(gpu, if same { dy } else { &dz }, slot)?;
         }
-        let adapted = self.backward_adapters(gpu, [x, &dz], at, &input, d, slots)?;
-        let rows = d.batch * d.tokens;
-        if let Some(slot) = &mut slots[0] {
+        let adapted = self.backward_adapters(gpu, [&x, std::slice::from_ref(&dz)], at, &input, d, slots)?;
+        let (rows, first) = (d.batch * d.tokens, self.first_width(&slots[..at.w], d));
+        let w = as_dtype(gpu, input(at.w), dtype)?;
+        for (i, columns) in [0..first, first..d.in_].into_iter().enumerate().take(at.w) {
+            let Some(slot) = &mut slots[i] else { continue };
             expect_dtypes(OP, dtype, &[&slot.grad])?;
             let product = Product {
                 name: "linear_bwd_dx",
-                extents: [rows, d.in_, d.out],
-                strides: [d.out, d.in_],
-                a: &dz,
-                b: &as_dtype(gpu, input(1), dtype)?,
+                extents: [rows, columns.len(), d.out],
+                a: Operand::whole(&dz),
+                b: Operand::Columns(&w, columns.clone()),
                 bias: None,
-                adapted: adapted.as_ref(),
+                adapted: adapted.as_ref().map(|a| a.columns(columns)),
             };
-            product.run(gpu, &mut slot.grad, slot.accumulate, After::Nothing)?;
+            match through.filter(|_| i + 1 == at.w) {
+                None => product.run(gpu, &mut slot.grad, slot.accumulate, After::Nothing)?,
+                Some(z) if product.has_slope(&slot.grad, z) => {
+                    product.run(gpu, &mut slot.grad, false, After::Slope(z))?;
+                }
+                Some(z) => {
+                    let mut dh = Tensor::empty_as(z.device(), z.shape(), dtype)?;
+                    product.run(gpu, &mut dh, false, After::Nothing)?;
+                    cuda::slope(gpu, OP, ["gelu.cu", "gelu_bwd"], z, &dh, slot)?;
+                }
+            }
         }
-        if let Some(slot) = &mut slots[1] {
+        if let Some(slot) = &mut slots[at.w] {
             expect_dtypes(OP, DType::F32, &[&slot.grad])?;
             let product = Product {
                 name: "linear_bwd_dw",
                 extents: [d.out, d.in_, rows],
-                strides: [d.out, d.in_],
-                a: &dz,
-                b: x,
+                a: Operand::whole(&dz),
+                b: Operand::X(Joined(&x)),
                 bias: None,
                 adapted: None,
             };
             product.run(gpu, &mut slot.grad, slot.accumulate, After::Nothing)?;
         }
         Ok(())
+    }
+}
+
+/// x as the kernels take it: of two tensors they want the first to be a multiple of their pieces, so others are joined.
+fn tensors(x: &[Tensor]) -> Result<Vec<Tensor>> {
+    match x {
+        [first, second] if !first.width().is_multiple_of(first.dtype().per_16_bytes()) => {
+            Ok(vec![concat::join(&[first, second])?])
+        }
+        _ => Ok(x.to_vec()),
     }
 }

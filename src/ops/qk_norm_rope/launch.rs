@@ -26,12 +26,12 @@ fn heads(table: &RopeTable, x: &Tensor) -> Result<([i32; 5], usize)> {
 }
 
 /// Bytes of the angles.
-fn angle_bytes(table: &RopeTable) -> usize {
+pub fn angle_bytes(table: &RopeTable) -> usize {
     8 * table.cos.len()
 }
 
-/// The angles on the device.
-fn angles(gpu: &Gpu, table: &RopeTable) -> Result<[u64; 2]> {
+/// The angles on the device: cosines, sines.
+pub fn angles(gpu: &Gpu, table: &RopeTable) -> Result<[u64; 2]> {
     Ok([
         gpu.constant(format!("cos {}", table.key), || table.cos.clone())?,
         gpu.constant(format!("sin {}", table.key), || table.sin.clone())?,
@@ -57,19 +57,18 @@ pub fn forward(gpu: &Gpu, table: &RopeTable, x: &Tensor, w: &Tensor, y: &mut Ten
 pub fn backward(
     gpu: &Gpu,
     table: &RopeTable,
-    x: &Tensor,
-    w: &Tensor,
+    [x, w]: [&Tensor; 2],
     dy: &Tensor,
-    slots: &mut [Option<Slot>],
+    mut dx: Option<&mut Slot>,
+    dw: Option<&mut Slot>,
 ) -> Result<()> {
     expect_dtypes(OP, x.dtype(), &[dy])?;
     let [cos, sin] = angles(gpu, table)?;
     let (heads, blocks) = heads(table, x)?;
-    let (dx, dw) = slots.split_at_mut(1);
     let mut partial =
-        dw[0].is_some().then(|| Tensor::empty(dy.device(), &[blocks, 2 * table.half])).transpose()?;
-    let accumulate = dx[0].as_ref().is_some_and(|s| s.accumulate);
-    if let Some(slot) = &dx[0] {
+        dw.is_some().then(|| Tensor::empty(dy.device(), &[blocks, 2 * table.half])).transpose()?;
+    let accumulate = dx.as_ref().is_some_and(|s| s.accumulate);
+    if let Some(slot) = &dx {
         expect_dtypes(OP, x.dtype(), &[&slot.grad])?;
     }
     let kernel = cuda::kernel(gpu, SOURCE, "qk_norm_rope_bwd", x.dtype())?;
@@ -80,12 +79,12 @@ pub fn backward(
         .value(sin)
         .moves(angle_bytes(table))
         .read(dy)
-        .write_or_null(dx[0].as_mut().map(|s| &mut s.grad))
+        .write_or_null(dx.as_mut().map(|s| &mut s.grad))
         .moves(if accumulate { dy.len() * dy.dtype().size() } else { 0 })
         .write_or_null(partial.as_mut())
         .value(heads)
         .value(i32::from(accumulate))
         .run()?;
-    let (Some(partial), Some(slot)) = (&partial, &mut dw[0]) else { return Ok(()) };
+    let (Some(partial), Some(slot)) = (&partial, dw) else { return Ok(()) };
     cuda::column_sums(gpu, partial, slot)
 }

@@ -9,7 +9,7 @@
 use super::super::super::{Slot, cuda, expect_dtypes};
 use super::super::{Dims, Layout, Linear};
 use super::OP;
-use super::product::{DEPTH, Floats, Problem};
+use super::product::{DEPTH, Floats, Joined, Problem};
 use crate::Result;
 use crate::engine::cuda::{Gpu, Kernel};
 use crate::engine::{DType, Tensor};
@@ -56,8 +56,10 @@ pub struct Extra {
 
 /// A narrow product's result and the factor that the main product multiplies it with.
 pub struct Adapted {
-    pub s: Tensor,
-    pub f: Tensor,
+    s: Tensor,
+    f: Tensor,
+    /// The columns of f, where it is of backward and they are n.
+    columns: Range<usize>,
     pub rows: Rows,
     pub rank: usize,
 }
@@ -66,7 +68,7 @@ impl Adapted {
     pub fn extra(&self, gpu: &Gpu) -> Result<Extra> {
         Ok(Extra {
             s: gpu.address(&self.s)?,
-            f: gpu.address(&self.f)?,
+            f: gpu.address(&self.f)? + (self.columns.start * self.f.dtype().size()) as u64,
             rows: self.rows,
             rank: cuda::int(OP, self.rank)?,
             ldf: cuda::int(OP, self.f.width())?,
@@ -74,12 +76,17 @@ impl Adapted {
         })
     }
     pub fn bytes(&self) -> usize {
-        (self.s.len() + self.f.len()) * self.s.dtype().size()
+        let rows = self.f.len() / self.f.width().max(1);
+        (self.s.len() + rows * self.columns.len()) * self.s.dtype().size()
     }
     /// Whether rows begin on 16 bytes, where they are bf16.
     pub fn whole(&self) -> bool {
-        let aligned = |t: &Tensor| t.address().is_multiple_of(16) && t.width().is_multiple_of(8);
-        aligned(&self.s) && aligned(&self.f)
+        [&self.s, &self.f].iter().all(|t| Joined(std::slice::from_ref(*t)).whole())
+            && self.columns.start.is_multiple_of(8)
+    }
+    /// The same for these columns of dx.
+    pub fn columns(&self, columns: Range<usize>) -> Self {
+        Self { s: self.s.clone(), f: self.f.clone(), columns, ..*self }
     }
 }
 
@@ -138,7 +145,7 @@ impl Linear {
     pub(super) fn backward_adapters<'t>(
         &self,
         gpu: &Gpu,
-        [x, dz]: [&Tensor; 2],
+        [x, dz]: [&[Tensor]; 2],
         at: &Layout,
         input: &impl Fn(usize) -> &'t Tensor,
         d: Dims,
@@ -153,11 +160,12 @@ impl Linear {
         };
         let wanted = stack.wanted(at, slots);
         let [has_a, has_b] = [0, 1].map(|of| slots[at.lora + of..].iter().step_by(2).any(Option::is_some));
-        let through = slots[0].is_some();
+        let through = slots[..at.w].iter().any(Option::is_some);
+        let (x, dz) = (Joined(x), Joined(dz));
         let down = if through || has_b { Some(stack.down(gpu, at, input, dz.dtype())?) } else { None };
         if let (true, Some(down)) = (has_b, &down) {
             let s = stack.narrow(gpu, x, down, true, &wanted)?;
-            stack.gradients(gpu, [dz, &s], &wanted, at, false, slots)?;
+            stack.gradients(gpu, (dz, &s), &wanted, at, false, slots)?;
         }
         if !through && !has_a {
             return Ok(None);
@@ -166,7 +174,7 @@ impl Linear {
         let columns = if through { 0..stack.rank } else { wanted.clone() };
         let ds = stack.narrow(gpu, dz, &up, false, &columns)?;
         if has_a {
-            stack.gradients(gpu, [x, &ds], &wanted, at, true, slots)?;
+            stack.gradients(gpu, (x, &ds), &wanted, at, true, slots)?;
         }
         Ok(down.filter(|_| through).map(|down| stack.adapted(ds, down)))
     }
@@ -181,7 +189,7 @@ impl Stack {
         input: &impl Fn(usize) -> &'t Tensor,
         dtype: DType,
     ) -> Result<Tensor> {
-        let device = input(1).device();
+        let device = input(at.w).device();
         let mut all = Tensor::empty_as(device, &[self.rank, self.d.in_], dtype)?;
         for (i, columns) in self.columns.iter().enumerate() {
             let extents = [columns.len().next_multiple_of(RANK), self.d.in_];
@@ -198,7 +206,7 @@ impl Stack {
         input: &impl Fn(usize) -> &'t Tensor,
         dtype: DType,
     ) -> Result<Tensor> {
-        let device = input(1).device();
+        let device = input(at.w).device();
         let mut all = Tensor::empty_as(device, &[self.d.out, self.rank], dtype)?;
         for (i, columns) in self.columns.iter().enumerate() {
             let extents = [self.d.out, columns.len().next_multiple_of(RANK)];
@@ -209,25 +217,27 @@ impl Stack {
 
     /// What the main product takes of a narrow one.
     pub fn adapted(&self, s: Tensor, f: Tensor) -> Adapted {
-        Adapted { s, f, rows: self.rows, rank: self.rank }
+        let columns = 0..f.width();
+        Adapted { s, f, columns, rows: self.rows, rank: self.rank }
     }
 
     /// Columns `columns` of factor ∘ (y·F), [packed, R]; the others are not written. `along`: F is A, not B.
     pub fn narrow(
         &self,
         gpu: &Gpu,
-        y: &Tensor,
+        y: Joined,
         f: &Tensor,
         along: bool,
         columns: &Range<usize>,
     ) -> Result<Tensor> {
         let (dtype, k) = (y.dtype(), y.width());
-        let mut s = Tensor::empty_as(y.device(), &[self.packed, self.rank], dtype)?;
+        let mut s = Tensor::empty_as(f.device(), &[self.packed, self.rank], dtype)?;
         let name = if along { "linear_fwd_lora" } else { "linear_bwd_lora" };
         let (kernel, threads, tile) = kernel(gpu, name, y, f)?;
         let (m, n, size) = (self.packed, columns.len(), dtype.size());
         gpu.launch(&kernel, [m.div_ceil(ROWS) * n.div_ceil(tile), 1, 1], threads)
-            .read_part(y, m * k * size)
+            .value(y.given(gpu)?)
+            .moves(m * k * size)
             .read_part(f, n * k * size)
             .write_part(&mut s, m * n * size)
             .value(self.factor.0)
@@ -253,7 +263,7 @@ impl Stack {
     pub fn gradients(
         &self,
         gpu: &Gpu,
-        [y, s]: [&Tensor; 2],
+        (y, s): (Joined, &Tensor),
         columns: &Range<usize>,
         at: &Layout,
         across: bool,
@@ -261,10 +271,11 @@ impl Stack {
     ) -> Result<()> {
         let (dtype, m, n, k) = (y.dtype(), y.width(), columns.len(), self.packed);
         let parts = k.div_ceil(CHUNK);
-        let mut partial = Tensor::empty(y.device(), &[parts, m * n])?;
+        let mut partial = Tensor::empty(s.device(), &[parts, m * n])?;
         let (kernel, threads, tile) = kernel(gpu, "linear_bwd_lora_grad", y, s)?;
         gpu.launch(&kernel, [m.div_ceil(ROWS) * n.div_ceil(tile), parts, 1], threads)
-            .read_part(y, k * m * dtype.size())
+            .value(y.given(gpu)?)
+            .moves(k * m * dtype.size())
             .read_part(s, k * n * dtype.size())
             .write(&mut partial)
             .value(self.rows)
@@ -285,12 +296,12 @@ impl Stack {
 }
 
 /// A narrow product's kernel, its threads and the columns of its tile.
-fn kernel(gpu: &Gpu, name: &str, a: &Tensor, b: &Tensor) -> Result<(Arc<Kernel>, u32, usize)> {
+fn kernel(gpu: &Gpu, name: &str, a: Joined, b: &Tensor) -> Result<(Arc<Kernel>, u32, usize)> {
     expect_dtypes(OP, a.dtype(), &[b])?;
     if a.dtype() == DType::F32 {
         return Ok((cuda::kernel(gpu, "linear_f32.cu", name, DType::F32)?, 256, 32));
     }
-    let whole = [a, b].iter().all(|t| t.width().is_multiple_of(8) && t.address().is_multiple_of(16));
+    let whole = a.whole() && Joined(std::slice::from_ref(b)).whole();
     let name = format!("{name}{}_bf16", if whole { "" } else { "_any" });
     Ok((gpu.kernel("linear_lora.cu", &name)?, 128, 64))
 }

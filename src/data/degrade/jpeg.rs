@@ -48,7 +48,7 @@ pub fn jpeg_file(img: &Image, quality: u8, half_colour: bool) -> Result<Image> {
 
 const SIDE: usize = 8;
 const AREA: usize = SIDE * SIDE;
-/// A plane of 8×8 blocks, 64 values each, row by row.
+/// A plane of 8×8 blocks, row by row.
 pub type Blocks = Vec<[f32; AREA]>;
 
 /// Annex K's luma table, transposed as DiffJPEG has it.

@@ -175,11 +175,12 @@ impl SafeFile {
             Dtype::F64 => each(bytes, f64::from_le_bytes),
             Dtype::I64 => each(bytes, |b| i64::from_le_bytes(b) as f64),
             Dtype::I32 => each(bytes, |b| f64::from(i32::from_le_bytes(b))),
+            Dtype::I16 => each(bytes, |b| f64::from(i16::from_le_bytes(b))),
             Dtype::U8 => each(bytes, |[b]: [u8; 1]| f64::from(b)),
             Dtype::F32 => each(bytes, |b| f64::from(f32::from_le_bytes(b))),
             Dtype::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f64()),
             Dtype::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f64()),
-            other => return Err(self.unreadable(name, other, "F64, F32, F16, BF16, I64, I32, U8")),
+            other => return Err(self.unreadable(name, other, "F64, F32, F16, BF16, I64, I32, I16, U8")),
         })
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A fixture is `<stem>.safetensors` with `<stem>.json`; the stem says what is computed, the json its configuration and,
 //! per tensor, the tolerance (derived from the recorder's own float32-against-float64 gap). In bf16 that tolerance grows by
-//! twice what a naive bf16 implementation, emulated on the CPU, is off by in the same tensor. Knows every floor below it;
-//! nothing below knows it.
+//! twice what a naive bf16 implementation, emulated on the CPU, is off by in the same tensor, and more where that is one
+//! number. Knows every floor below it; nothing below knows it.
 
 mod arithmetic;
 mod degradation;

@@ -83,10 +83,15 @@ impl Results {
         table("At equal steps and equal β", "Differences between methods, as above.", self.equal_budget());
         table(
             "At matched strength",
-            "AS-DPO sums two losses, so that at equal β it pulls harder. Here S-DPO is taken where it has given up as much \
-             PSNR-Y against SFT as the other method has, between its own values of β (fold by fold; mean and standard \
+            "AS-DPO sums two losses, so that at equal β it pulls harder. Here S-DPO is taken where it has moved the hf ratio \
+             as far from SFT's as the other method has, between its own values of β (fold by fold; mean and standard \
              deviation of the difference, and the folds in which a comparison was possible).",
-            self.matched(),
+            self.matched(QUANTITIES[5]),
+        );
+        table(
+            "At matched fidelity",
+            "The same where S-DPO has given up as much PSNR-Y as the other method has.",
+            self.matched(QUANTITIES[0]),
         );
         let sweeps: Vec<&Scored> =
             self.arms_of("AS-DPO").filter(|(a, _)| a.beta == self.middle()).map(|(_, s)| s).collect();
@@ -124,22 +129,22 @@ impl Results {
         out
     }
 
-    fn matched(&self) -> String {
-        let psnr = QUANTITIES[0];
+    /// Every method against S-DPO at an equal value of `by`.
+    fn matched(&self, by: Quantity) -> String {
         let of = |q: Quantity, crops: &[Crop]| (q.of)(&crops.iter().collect::<Vec<_>>());
         let mut out = header("folds");
         for method in ["DPO", "AS-DPO", "AS-DPO (Riesz)"] {
             for (arm, scored) in self.arms_of(method) {
                 let mut differences = vec![Vec::new(); QUANTITIES.len()];
                 for fold in 0..scored.folds.len() {
-                    let given_up = of(psnr, scored.fold(fold));
+                    let reached = of(by, scored.fold(fold));
                     for (q, found) in QUANTITIES.iter().zip(&mut differences) {
                         let start = [self.reference()].into_iter();
                         let curve: Vec<(f64, f64)> = start
                             .chain(self.arms_of("S-DPO").map(|(_, s)| s))
-                            .map(|s| (of(psnr, s.fold(fold)), of(*q, s.fold(fold))))
+                            .map(|s| (of(by, s.fold(fold)), of(*q, s.fold(fold))))
                             .collect();
-                        found.extend(interpolate(&curve, given_up).map(|at| of(*q, scored.fold(fold)) - at));
+                        found.extend(interpolate(&curve, reached).map(|at| of(*q, scored.fold(fold)) - at));
                     }
                 }
                 let cells = QUANTITIES.iter().zip(&differences).map(|(q, d)| match mean_and_sd(d) {

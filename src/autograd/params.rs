@@ -176,6 +176,7 @@ impl ParamSet {
                 let arenas = launch::Arenas { w: &mut w, g: &g, m: &mut m, v: &mut v, half: None };
                 launch::update(gpu, opt, (self.updates, lr), gradients, &sizes, arenas)?
             }
+            None if self.master.device().is_meta() => Tensor::scalar(self.master.device(), 0.0)?,
             None => {
                 let (w, g) = (self.master.all_mut(), self.grad.all());
                 let norm = gradients.norm(g);

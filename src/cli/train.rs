@@ -37,8 +37,14 @@ pub struct Args {
     #[arg(long, value_name = "RUN")]
     from: Option<PathBuf>,
     /// Where the run goes; must not hold one yet, unless with --resume
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
+    out: Option<PathBuf>,
+    /// Look at all data, say what memory each stage will need, to the byte, and exit: nothing is trained or written
+    #[arg(long, conflicts_with = "resume")]
+    dry_run: bool,
+    /// Plan for a device with so many GiB of memory, instead of what is free here
+    #[arg(long, value_name = "GIB", requires = "dry_run")]
+    memory: Option<f64>,
     /// Go on with the run in --out: from its newest intact checkpoint, or from the one named. Options are those of its
     /// config.toml unless given
     #[arg(long, value_name = "latest|CHECKPOINT", num_args = 0..=1, default_missing_value = "latest")]
@@ -71,7 +77,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(from) = &args.from {
         sets.push(format!("run.from={}", path(from)?));
     }
-    let written = args.out.join("config.toml");
+    let out = args.out.as_deref().unwrap_or(Path::new(""));
+    let written = out.join("config.toml");
     let as_before =
         args.resume.is_some() && args.preset.is_none() && args.config.is_none() && written.is_file();
     let file = if as_before { Some(written.as_path()) } else { args.config.as_deref() };
@@ -82,16 +89,23 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let device = args.device.open()?;
     threads(config.run.threads)?;
+    if args.dry_run {
+        let memory = args.memory.map(|gib| (gib * f64::from(1 << 30)) as usize);
+        for stage in asasr_engine::train::plan(&config, &device, memory, &Bars::default())? {
+            super::print(&format!("{}\n", stage.line()))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let stop = ctrl_c()?;
     let start = args.resume.as_ref().map_or(Start::New, |at| Start::Resume {
-        checkpoint: checkpoint(&args.out, at),
+        checkpoint: checkpoint(out, at),
         change_config: args.change_config,
     });
-    let outcome = asasr_engine::train::run(&config, &args.out, &start, &device, &Bars::default(), &stop);
+    let outcome = asasr_engine::train::run(&config, out, &start, &device, &Bars::default(), &stop);
     let shown = match &outcome {
         // Of a run that was stopped, too.
         Ok(_) | Err(Error::Interrupted { .. } | Error::NonFinite { .. }) => {
-            report::write(&[&args.out], &args.out.join("report.html"))
+            report::write(&[out], &out.join("report.html"))
         }
         Err(_) => Ok(()),
     };
@@ -108,7 +122,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         );
     }
     let rss = summary.peak_rss_mb.map_or(String::new(), |mb| format!(", {mb:.0} MiB at most"));
-    println!("\n{:.0} s{rss}; everything is in {} (open report.html)", summary.wall_s, args.out.display());
+    println!("\n{:.0} s{rss}; everything is in {} (open report.html)", summary.wall_s, out.display());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -4,7 +4,7 @@
 //! is served from a free list and addresses repeat. The same size-class logic serves every kind of device; on the
 //! emulator each block is nevertheless an allocation of its own, of its exact size, so that its checks see where a
 //! buffer ends and when its life does. Blocks that a captured graph may touch are the graph's as long as it lives
-//! (`pool.rs`).
+//! (`pool.rs`). A meta device has the same arena and no memory: what a run will need is counted by running it there.
 
 use super::cuda::{Driver, Gpu};
 use super::pool::Pool;
@@ -17,12 +17,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Alignment of every block: a cache line, and enough for any vector load.
 pub const ALIGN: usize = 64;
 
+/// Alignment of a meta device's blocks, which is that of a driver's.
+const META: usize = 512;
+
 /// A handle on a device; cheap to clone. There is no global device: two engines can live in one process.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
 
 struct Inner {
     poison: bool,
+    /// Is memory counted and never touched?
+    meta: bool,
     arena: Mutex<Arena>,
     /// `None`: the CPU.
     gpu: Option<Gpu>,
@@ -36,6 +41,8 @@ struct Arena {
     pools: Vec<Pool>,
     /// How many there were.
     graphs: u64,
+    /// Where a meta device's next block begins.
+    next: usize,
 }
 
 // SAFETY: the pointers in the free lists are owned by the arena alone and carry no thread affinity.
@@ -63,7 +70,20 @@ pub fn size_class(bytes: usize) -> usize {
 
 impl Device {
     fn new(poison: bool, gpu: Option<Gpu>) -> Self {
-        Self(Arc::new(Inner { poison, arena: Mutex::default(), gpu }))
+        Self(Arc::new(Inner { poison, meta: false, arena: Mutex::default(), gpu }))
+    }
+
+    /// A device like this one that has no memory and computes nothing (PyTorch's meta device): its arena counts what it is
+    /// asked for, so that a run there, which takes no time, tells what the same run needs here. Tensors have no values: where
+    /// host code wants some, they are zeros, or none at all in [`Tensor::f32`](super::Tensor::f32).
+    pub fn meta(&self) -> Result<Self> {
+        let gpu = self.gpu().map(Gpu::meta).transpose()?;
+        Ok(Self(Arc::new(Inner { poison: false, meta: true, arena: Mutex::default(), gpu })))
+    }
+
+    /// Is it a [`Device::meta`]?
+    pub fn is_meta(&self) -> bool {
+        self.0.meta
     }
 
     /// The CPU, with an arena of its own.
@@ -96,6 +116,12 @@ impl Device {
         self.arena().stats
     }
 
+    /// Counts the peak anew, from what is in use now.
+    pub fn reset_peak(&self) {
+        let stats = &mut self.arena().stats;
+        stats.peak = stats.live;
+    }
+
     pub(super) fn poison(&self) -> bool {
         self.0.poison
     }
@@ -117,12 +143,14 @@ impl Device {
         let ptr = match found {
             Some(ptr) => ptr,
             None => {
-                let ptr = match self.0.obtain(bytes)? {
+                let ptr = match self.0.obtain(&mut arena, bytes)? {
                     Some(ptr) => ptr,
                     // What lies idle in other classes may be enough.
                     None => {
                         arena.give_back(&self.0);
-                        self.0.obtain(bytes)?.ok_or_else(|| self.out_of_memory(bytes, arena.stats))?
+                        self.0
+                            .obtain(&mut arena, bytes)?
+                            .ok_or_else(|| self.out_of_memory(bytes, arena.stats))?
                     }
                 };
                 arena.stats.reserved += class;
@@ -152,7 +180,9 @@ impl Device {
         }
         arena.stats.live -= class;
         if let Some(gpu) = exact {
-            gpu.free(ptr.as_ptr() as u64);
+            if !self.0.meta {
+                gpu.free(ptr.as_ptr() as u64);
+            }
             arena.stats.reserved -= class;
         } else {
             arena.free.entry(class).or_default().push(ptr);
@@ -229,8 +259,13 @@ impl Drop for PoolHandle {
 
 impl Inner {
     /// Fresh memory for `bytes`, or `None` when there is none left.
-    fn obtain(&self, bytes: usize) -> Result<Option<NonNull<u8>>> {
+    fn obtain(&self, arena: &mut Arena, bytes: usize) -> Result<Option<NonNull<u8>>> {
         match &self.gpu {
+            _ if self.meta => {
+                let first = arena.next.max(META);
+                arena.next = first + size_class(bytes).next_multiple_of(META);
+                Ok(NonNull::new(first as *mut u8))
+            }
             Some(gpu) => {
                 let bytes = if gpu.exact() { bytes.max(1) } else { size_class(bytes) };
                 Ok(gpu.allocate(bytes)?.and_then(|ptr| NonNull::new(ptr as *mut u8)))
@@ -251,7 +286,8 @@ impl Arena {
     fn give_back(&mut self, of: &Inner) {
         for (class, blocks) in std::mem::take(&mut self.free) {
             self.stats.reserved -= class * blocks.len();
-            for ptr in blocks {
+            // Nobody's memory is nobody's to free.
+            for ptr in blocks.into_iter().filter(|_| !of.meta) {
                 match (&of.gpu, layout(class)) {
                     (Some(gpu), _) => gpu.free(ptr.as_ptr() as u64),
                     // SAFETY: every block in the list of `class` was allocated by `obtain` with this very layout.
@@ -272,6 +308,9 @@ impl Drop for Inner {
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.is_meta() {
+            f.write_str("meta ")?;
+        }
         match self.gpu() {
             None => f.write_str("cpu"),
             Some(gpu) if gpu.driver() == Driver::Emulator => f.write_str("emu"),

@@ -82,7 +82,9 @@ impl FlatBuffer {
     /// Overwrites all values, of which there must be as many. No handle on a part may be held.
     pub fn set(&mut self, values: &[f32]) -> Result<()> {
         let Some(mut whole) = self.whole_on_device() else {
-            self.all_mut().copy_from_slice(values);
+            if !self.device().is_meta() {
+                self.all_mut().copy_from_slice(values);
+            }
             return Ok(());
         };
         let device = whole.device().clone();
@@ -135,7 +137,7 @@ impl FlatBuffer {
     pub fn all_mut(&mut self) -> &mut [f32] {
         self.expect_alone();
         assert!(self.whole.device().gpu().is_none(), "the values are on {:?}", self.whole.device());
-        let (ptr, n) = (self.whole.storage.ptr.as_ptr().cast::<f32>(), self.whole.len());
+        let (ptr, n) = (self.whole.storage.ptr.as_ptr().cast::<f32>(), self.whole.f32().len());
         // SAFETY: every part is home and unique, so no slice of the memory exists; `&mut self` keeps it so.
         unsafe { std::slice::from_raw_parts_mut(ptr, n) }
     }

@@ -105,6 +105,7 @@ impl Tensor {
     fn filled(self, byte: u8) -> Result<Self> {
         let Storage { ptr, bytes, device, .. } = &*self.storage;
         match device.gpu() {
+            _ if device.is_meta() => {}
             // SAFETY: the storage is fresh and has as many bytes.
             Some(gpu) => unsafe { gpu.fill(ptr.as_ptr() as u64, byte, *bytes) }?,
             // SAFETY: as above.
@@ -131,6 +132,7 @@ impl Tensor {
         assert_eq!(data.len(), t.storage.bytes, "the caller counted the elements");
         let ptr = t.storage.ptr;
         match device.gpu() {
+            _ if device.is_meta() => {}
             // SAFETY: the storage is fresh and has as many bytes.
             Some(gpu) => unsafe { gpu.upload(ptr.as_ptr() as u64, data) }?,
             // SAFETY: as above.
@@ -213,6 +215,7 @@ impl Tensor {
         let mut host = vec![0u64; bytes.div_ceil(8)];
         let host = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut host)[..bytes];
         match self.device().gpu() {
+            _ if self.device().is_meta() => {}
             // SAFETY: offset and length stay inside the storage by construction.
             Some(gpu) => unsafe { gpu.download(self.address(), host) }?,
             // SAFETY: as above; the bytes are initialised and nobody holds a `&mut` to them.
@@ -356,6 +359,7 @@ impl Tensor {
         for t in parts {
             let bytes = t.len() * t.dtype.size();
             match t.device().gpu() {
+                _ if t.device().is_meta() => {}
                 // SAFETY: `out` has room for all parts one after the other, and is fresh.
                 Some(gpu) => unsafe { gpu.copy(at, t.address(), bytes) }?,
                 // SAFETY: as above.
@@ -400,8 +404,10 @@ impl Tensor {
             return Err(Error::shape("copy", format!("{} bytes of the host's into {self:?}", data.len())));
         }
         let to = self.address_mut()? as *mut u8;
-        // SAFETY: as many bytes inside the storage, in host memory; the handle is unique.
-        unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        if !self.device().is_meta() {
+            // SAFETY: as many bytes inside the storage, in host memory; the handle is unique.
+            unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        }
         Ok(())
     }
 
@@ -414,8 +420,9 @@ impl Tensor {
             // SAFETY: inside the storage; the handle is unique.
             Some(gpu) => unsafe { gpu.fill(at, 0, bytes) },
             None => {
-                let skipped = skipped.min(self.len());
-                self.f32_mut()[skipped..].fill(0.0);
+                let values = self.f32_mut();
+                let skipped = skipped.min(values.len());
+                values[skipped..].fill(0.0);
                 Ok(())
             }
         }
@@ -427,7 +434,12 @@ impl Tensor {
         self.address() as *mut u8
     }
 
-    /// The elements of an f32 tensor in host memory.
+    /// How many elements there are to be seen: none on a meta device.
+    fn seen(&self) -> usize {
+        if self.device().is_meta() { 0 } else { self.len() }
+    }
+
+    /// The elements of an f32 tensor in host memory; none on a meta device.
     ///
     /// # Panics
     /// When the tensor is not f32 or on a CUDA device; ops check the dtype of what they are given first.
@@ -435,10 +447,10 @@ impl Tensor {
         assert!(self.dtype == DType::F32, "an f32 tensor was expected, this one is {:?}", self.dtype);
         // SAFETY: offset and length stay inside the storage by construction; the arena hands out initialised bytes;
         // nobody holds a `&mut` to them, which needs a unique handle.
-        unsafe { std::slice::from_raw_parts(self.host().cast::<f32>(), self.len()) }
+        unsafe { std::slice::from_raw_parts(self.host().cast::<f32>(), self.seen()) }
     }
 
-    /// The elements of an f32 tensor nobody else holds.
+    /// The elements of an f32 tensor nobody else holds; none on a meta device.
     ///
     /// # Panics
     /// When another handle on the same storage exists, the values are lent or the dtype is not f32: writers own what
@@ -450,7 +462,7 @@ impl Tensor {
             "a tensor is written through its only handle, and never where its values are lent"
         );
         // SAFETY: in bounds as in `f32`; the handle is unique and borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.host().cast::<f32>(), self.len()) }
+        unsafe { std::slice::from_raw_parts_mut(self.host().cast::<f32>(), self.seen()) }
     }
 
     pub(super) fn is_unique(&mut self) -> bool {
@@ -464,7 +476,7 @@ impl Tensor {
             DType::F32 => self.f32().into(),
             DType::Bf16 => {
                 // SAFETY: as in `f32`, for a two-byte element.
-                let src = unsafe { std::slice::from_raw_parts(self.host().cast::<bf16>(), self.len()) };
+                let src = unsafe { std::slice::from_raw_parts(self.host().cast::<bf16>(), self.seen()) };
                 src.iter().map(|v| v.to_f32()).collect::<Vec<_>>().into()
             }
         }
@@ -472,7 +484,7 @@ impl Tensor {
 
     /// The value of a one-element f32 tensor.
     pub fn item(&self) -> f32 {
-        self.f32()[0]
+        self.f32().first().copied().unwrap_or(0.0)
     }
 
     /// Refuses a tensor whose shape is not `want`, naming the op and what the tensor is.

@@ -149,7 +149,7 @@ impl Op for Preference {
         if let Some(gpu) = gaps.device().gpu() {
             return self.forward_cuda(gpu, gaps, b, save);
         }
-        let arguments = self.arguments(gaps.f32(), b);
+        let arguments = self.arguments(&gaps.values()?, b);
         let loss: f64 = arguments.chunks(b).map(|a| mean(a.iter().map(|&a| neg_log_sigmoid(a)))).sum();
         let mut gradient = vec![0f64; gaps.len()];
         for (i, &a) in arguments.iter().enumerate() {

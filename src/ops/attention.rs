@@ -18,7 +18,7 @@ use crate::engine::par::{Columns, columns};
 use crate::engine::{Device, Tensor, simd};
 use crate::{Error, Result};
 use rayon::prelude::*;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 mod launch;
 
@@ -149,20 +149,36 @@ impl Attention {
     }
 }
 
-/// Head `h` of sample `b`: text rows, then stream rows, contiguous `[rows, hd]`.
-fn gather(d: Dims, b: usize, h: usize, text: Option<&Tensor>, stream: &Tensor) -> Result<Tensor> {
-    let width = d.heads * d.hd;
-    let groups = text.into_iter().chain([stream]);
-    let rows: usize = groups.clone().map(|t| t.stride0() / width).sum();
-    let mut out = Tensor::empty(stream.device(), &[rows, d.hd])?;
-    let mut to = out.f32_mut().chunks_exact_mut(d.hd);
-    for t in groups {
+/// Head `h` of sample `b` into `to`: text rows, then stream rows, contiguous `[rows, hd]`.
+fn gather(d: Dims, b: usize, h: usize, text: Option<&Tensor>, stream: &Tensor, to: &mut [f32]) {
+    let mut to = to.chunks_exact_mut(d.hd);
+    for t in text.into_iter().chain([stream]) {
         let sample = t.stride0();
-        for (row, to) in t.f32()[b * sample..][..sample].chunks_exact(width).zip(&mut to) {
+        for (row, to) in t.f32()[b * sample..][..sample].chunks_exact(d.heads * d.hd).zip(&mut to) {
             to.copy_from_slice(&row[h * d.hd..][..d.hd]);
         }
     }
-    Ok(out)
+}
+
+/// Room for tasks of which each thread is at one: so many tensors, made before any task runs, so that what the arena sees
+/// does not depend on who runs when.
+struct Scratch(Mutex<Vec<Tensor>>);
+
+impl Scratch {
+    fn new(device: &Device, tasks: usize, values: usize) -> Result<Self> {
+        let room = || Tensor::empty(device, &[values]);
+        let rooms = (0..rayon::current_num_threads().min(tasks)).map(|_| room()).collect::<Result<_>>()?;
+        Ok(Self(Mutex::new(rooms)))
+    }
+
+    /// Runs `task` with pieces of these sizes, which together are what there is.
+    fn with<const N: usize>(&self, sizes: [usize; N], task: impl FnOnce([&mut [f32]; N])) {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut room = lock().pop().expect("each thread is at one task");
+        let mut rest = room.f32_mut();
+        task(sizes.map(|n| rest.split_off_mut(..n).expect("there is room for all")));
+        lock().push(room);
+    }
 }
 
 /// One `Columns` per (sample, head), or one `None` each when there is nothing to write.
@@ -212,37 +228,38 @@ impl Op for Attention {
         let mut lse = Tensor::empty(device, &[d.batch, d.heads * queries])?;
         let biases = self.biases();
         let block = block(queries);
-        let stream = bands(d, Some(&mut o));
-        let text = bands(d, o_text.as_mut());
-        let rows = lse.f32_mut().par_chunks_mut(queries);
-        rows.zip(stream).zip(text).enumerate().try_for_each(|(i, ((lse, mut stream), mut text))| {
-            let (b, h) = (i / d.heads, i % d.heads);
-            let q = gather(d, b, h, inputs.get(5).copied(), inputs[0])?;
-            let k = gather(d, b, h, Some(inputs[3]), inputs[1])?;
-            let v = gather(d, b, h, Some(inputs[4]), inputs[2])?;
-            let (q, k, v) = (q.f32(), k.f32(), v.f32());
-            let scratch = |n: usize| Tensor::empty(device, &[n]);
-            let (mut s, mut out) = (scratch(block * keys)?, scratch(queries * d.hd)?);
-            let (s, out) = (s.f32_mut(), out.f32_mut());
-            for first in (0..queries).step_by(block) {
-                let n = block.min(queries - first);
-                let s = &mut s[..n * keys];
-                self.scores(d, &biases, first, q, k, s);
-                for (row, lse) in s.chunks_exact_mut(keys).zip(&mut lse[first..]) {
-                    let max = simd::max(row);
-                    simd::exp_shift(row, max);
-                    let sum = simd::sum(row);
-                    *lse = max + sum.ln();
-                    simd::scale(1.0 / sum, row);
-                }
-                let o = &mut out[first * d.hd..];
-                matmul(n, keys, d.hd, 1.0, Mat::new(s, keys), Mat::new(v, d.hd), o, d.hd, false);
-            }
-            let (t, x) = out.split_at(d.asking[0] * d.hd);
-            scatter(t, d.hd, text.as_mut(), false);
-            scatter(x, d.hd, stream.as_mut(), false);
-            Ok::<(), Error>(())
-        })?;
+        let sizes = [queries * d.hd, keys * d.hd, keys * d.hd, block * keys, queries * d.hd];
+        let scratch = Scratch::new(device, d.batch * d.heads, sizes.iter().sum())?;
+        if !device.is_meta() {
+            let stream = bands(d, Some(&mut o));
+            let text = bands(d, o_text.as_mut());
+            let rows = lse.f32_mut().par_chunks_mut(queries);
+            rows.zip(stream).zip(text).enumerate().for_each(|(i, ((lse, mut stream), mut text))| {
+                scratch.with(sizes, |[q, k, v, s, out]| {
+                    let (b, h) = (i / d.heads, i % d.heads);
+                    gather(d, b, h, inputs.get(5).copied(), inputs[0], q);
+                    gather(d, b, h, Some(inputs[3]), inputs[1], k);
+                    gather(d, b, h, Some(inputs[4]), inputs[2], v);
+                    for first in (0..queries).step_by(block) {
+                        let n = block.min(queries - first);
+                        let s = &mut s[..n * keys];
+                        self.scores(d, &biases, first, q, k, s);
+                        for (row, lse) in s.chunks_exact_mut(keys).zip(&mut lse[first..]) {
+                            let max = simd::max(row);
+                            simd::exp_shift(row, max);
+                            let sum = simd::sum(row);
+                            *lse = max + sum.ln();
+                            simd::scale(1.0 / sum, row);
+                        }
+                        let o = &mut out[first * d.hd..];
+                        matmul(n, keys, d.hd, 1.0, Mat::new(s, keys), Mat::new(v, d.hd), o, d.hd, false);
+                    }
+                    let (t, x) = out.split_at(d.asking[0] * d.hd);
+                    scatter(t, d.hd, text.as_mut(), false);
+                    scatter(x, d.hd, stream.as_mut(), false);
+                });
+            });
+        }
         let outputs: Vec<Tensor> = std::iter::once(o).chain(o_text).collect();
         inputs.iter().for_each(|t| save.keep(t));
         outputs.iter().for_each(|t| save.keep(t));
@@ -263,7 +280,7 @@ impl Op for Attention {
         if let Some(gpu) = lse.device().gpu() {
             return self.backward_cuda(gpu, (&inputs, outputs, lse), d, grads, slots);
         }
-        let lse = lse.f32();
+        let device = lse.device();
         let (keys, queries) = (self.layout.total(), d.queries());
         let biases = self.biases();
         let block = block(queries);
@@ -273,54 +290,58 @@ impl Op for Attention {
             .zip(grads)
             .map(|(o, g)| g.cloned().map_or_else(|| Tensor::zeros(o.device(), o.shape()), Ok))
             .collect::<Result<_>>()?;
+        let [queried, kept] = [queries * d.hd, keys * d.hd];
+        let inner = [queried, kept, kept, queried, queried, queried, kept, kept, block * keys, block * keys];
+        let scratch = Scratch::new(device, d.batch * d.heads, inner.iter().sum())?;
+        if device.is_meta() {
+            return Ok(());
+        }
+        let lse = lse.f32();
         let add: Vec<bool> = slots.iter().map(|s| s.as_ref().is_some_and(|s| s.accumulate)).collect();
         let mut per_input: Vec<_> =
             slots.iter_mut().map(|s| bands(d, s.as_mut().map(|s| &mut s.grad)).into_iter()).collect();
         let tasks: Vec<Vec<Option<Columns>>> = (0..d.batch * d.heads)
             .map(|_| per_input.iter_mut().map(|b| b.next().expect("one band per sample and head")).collect())
             .collect();
-        tasks.into_par_iter().enumerate().try_for_each(|(i, mut out)| {
-            let (b, h) = (i / d.heads, i % d.heads);
-            let q = gather(d, b, h, inputs.get(5).copied(), inputs[0])?;
-            let k = gather(d, b, h, Some(inputs[3]), inputs[1])?;
-            let v = gather(d, b, h, Some(inputs[4]), inputs[2])?;
-            let o = gather(d, b, h, outputs.get(1), &outputs[0])?;
-            let do_ = gather(d, b, h, d_out.get(1), &d_out[0])?;
-            let lse = &lse[i * queries..][..queries];
-            let (q, k, v, o, do_) = (q.f32(), k.f32(), v.f32(), o.f32(), do_.f32());
-            let device = inputs[0].device();
-            let mut dq = Tensor::empty(device, &[q.len()])?;
-            let (mut dk, mut dv) = (Tensor::zeros(device, &[k.len()])?, Tensor::zeros(device, &[v.len()])?);
-            let (dq, dk, dv) = (dq.f32_mut(), dk.f32_mut(), dv.f32_mut());
-            let mut p = Tensor::empty(device, &[block * keys])?;
-            let mut ds = Tensor::empty(device, &[block * keys])?;
-            let (p, ds) = (p.f32_mut(), ds.f32_mut());
-            for first in (0..queries).step_by(block) {
-                let n = block.min(queries - first);
-                let (p, ds) = (&mut p[..n * keys], &mut ds[..n * keys]);
-                self.scores(d, &biases, first, q, k, p);
-                let (dob, ob) = (&do_[first * d.hd..][..n * d.hd], &o[first * d.hd..][..n * d.hd]);
-                matmul(n, d.hd, keys, 1.0, Mat::new(dob, d.hd), Mat::new(v, d.hd).t(), ds, keys, false);
-                for (r, (p, ds)) in p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
-                    simd::exp_shift(p, lse[first + r]);
-                    let delta = simd::dot(&dob[r * d.hd..][..d.hd], &ob[r * d.hd..][..d.hd]);
-                    ds.iter_mut().zip(&*p).for_each(|(ds, p)| *ds = p * (*ds - delta));
+        tasks.into_par_iter().enumerate().for_each(|(i, mut out)| {
+            scratch.with(inner, |room| {
+                let [q, k, v, o, do_, dq, dk, dv, p, ds] = room;
+                let (b, h) = (i / d.heads, i % d.heads);
+                gather(d, b, h, inputs.get(5).copied(), inputs[0], q);
+                gather(d, b, h, Some(inputs[3]), inputs[1], k);
+                gather(d, b, h, Some(inputs[4]), inputs[2], v);
+                gather(d, b, h, outputs.get(1), &outputs[0], o);
+                gather(d, b, h, d_out.get(1), &d_out[0], do_);
+                let lse = &lse[i * queries..][..queries];
+                dk.fill(0.0);
+                dv.fill(0.0);
+                for first in (0..queries).step_by(block) {
+                    let n = block.min(queries - first);
+                    let (p, ds) = (&mut p[..n * keys], &mut ds[..n * keys]);
+                    self.scores(d, &biases, first, q, k, p);
+                    let (dob, ob) = (&do_[first * d.hd..][..n * d.hd], &o[first * d.hd..][..n * d.hd]);
+                    matmul(n, d.hd, keys, 1.0, Mat::new(dob, d.hd), Mat::new(v, d.hd).t(), ds, keys, false);
+                    for (r, (p, ds)) in p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
+                        simd::exp_shift(p, lse[first + r]);
+                        let delta = simd::dot(&dob[r * d.hd..][..d.hd], &ob[r * d.hd..][..d.hd]);
+                        ds.iter_mut().zip(&*p).for_each(|(ds, p)| *ds = p * (*ds - delta));
+                    }
+                    matmul(keys, n, d.hd, 1.0, Mat::new(p, keys).t(), Mat::new(dob, d.hd), dv, d.hd, true);
+                    let qb = Mat::new(&q[first * d.hd..], d.hd);
+                    matmul(keys, n, d.hd, scale, Mat::new(ds, keys).t(), qb, dk, d.hd, true);
+                    let dqb = &mut dq[first * d.hd..];
+                    matmul(n, keys, d.hd, scale, Mat::new(ds, keys), Mat::new(k, d.hd), dqb, d.hd, false);
                 }
-                matmul(keys, n, d.hd, 1.0, Mat::new(p, keys).t(), Mat::new(dob, d.hd), dv, d.hd, true);
-                let qb = Mat::new(&q[first * d.hd..], d.hd);
-                matmul(keys, n, d.hd, scale, Mat::new(ds, keys).t(), qb, dk, d.hd, true);
-                let dqb = &mut dq[first * d.hd..];
-                matmul(n, keys, d.hd, scale, Mat::new(ds, keys), Mat::new(k, d.hd), dqb, d.hd, false);
-            }
-            let text = self.layout.txt * d.hd;
-            let asked = d.asking[0] * d.hd;
-            let parts: [&[f32]; 6] =
-                [&dq[asked..], &dk[text..], &dv[text..], &dk[..text], &dv[..text], &dq[..asked]];
-            for (i, band) in out.iter_mut().enumerate() {
-                scatter(parts[i], d.hd, band.as_mut(), add[i]);
-            }
-            Ok(())
-        })
+                let text = self.layout.txt * d.hd;
+                let asked = d.asking[0] * d.hd;
+                let parts: [&[f32]; 6] =
+                    [&dq[asked..], &dk[text..], &dv[text..], &dk[..text], &dv[..text], &dq[..asked]];
+                for (i, band) in out.iter_mut().enumerate() {
+                    scatter(parts[i], d.hd, band.as_mut(), add[i]);
+                }
+            })
+        });
+        Ok(())
     }
 }
 

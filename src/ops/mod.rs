@@ -127,7 +127,9 @@ impl Slot {
     }
     /// Writes or adds `values`.
     pub fn put(&mut self, values: &[f32]) {
-        if self.accumulate {
+        if self.grad.device().is_meta() {
+            // Nothing is kept there.
+        } else if self.accumulate {
             crate::engine::simd::axpy(1.0, values, self.grad.f32_mut());
         } else {
             self.grad.f32_mut().copy_from_slice(values);
@@ -287,6 +289,9 @@ impl ModSource {
             [(first, 0..split, Some(&self.image)), (first + 1, split..tokens, self.cond.as_ref())]
         {
             let (Some(map), Some(Some(slot))) = (map, slots.get_mut(at)) else { continue };
+            if slot.grad.device().is_meta() {
+                continue;
+            }
             let sums: Vec<Vec<f32>> = (0..batch)
                 .into_par_iter()
                 .map(|b| {

@@ -122,7 +122,7 @@ pub(super) fn backward(
             },
         );
     }
-    if let Some(slot) = dw {
+    if let Some(slot) = dw.filter(|slot| !slot.grad.device().is_meta()) {
         let sums: Vec<Vec<f32>> = (0..batch)
             .into_par_iter()
             .map(|b| {

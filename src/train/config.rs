@@ -235,6 +235,16 @@ impl Config {
         }
     }
 
+    /// The same, to be changed.
+    pub(super) fn stage_mut(&mut self, name: StageName) -> &mut StageOptions {
+        match name {
+            StageName::Base => &mut self.base,
+            StageName::Sft => &mut self.sft,
+            StageName::Adversary => &mut self.adversary,
+            StageName::Asdpo => &mut self.asdpo,
+        }
+    }
+
     /// Refuses options that contradict each other; the message names both and what to change.
     pub fn validate(&self) -> Result<()> {
         self.contradiction().map_or(Ok(()), |why| Err(Error::Usage(why)))

@@ -27,6 +27,7 @@ use crate::ops::blend::{Blend, Factor};
 use crate::ops::embed::{self, NoiseLevels};
 use crate::ops::patch::Pack;
 use crate::{Error, Result};
+use std::cell::Cell;
 
 /// Uses of noise within a stage, each a Philox stream of its own.
 #[derive(Clone, Copy)]
@@ -96,6 +97,16 @@ impl<'c> Loader<'c> {
         };
         let draws = kinds.into_iter().flatten().map(draw).collect();
         Ok(Prepared { target, cond: batch.cond, draws })
+    }
+
+    /// A micro-batch of zeros.
+    pub fn blank(&self) -> Prepared {
+        let side = self.sampler.crop() / self.sampler.codec().block();
+        let values = vec![0.0; self.batch * self.sampler.codec().channels() * side * side];
+        let embedding = vec![0.0; self.batch * embed::WIDTH];
+        let drawn = || Drawn { counter: [0; 3], sigma: vec![0.5; self.batch], embedding: embedding.clone() };
+        let draws = (0..1 + usize::from(self.loser.is_some())).map(|_| drawn()).collect();
+        Prepared { target: values.clone(), cond: values, draws }
     }
 
     fn stream(&self, usage: Use) -> Philox {
@@ -235,6 +246,8 @@ pub(super) struct Micros<'c> {
     form: Form,
     /// May they be captured?
     capture: bool,
+    /// Bytes in use on the device between the last forward pass and its backward.
+    kept: Cell<usize>,
     /// What their tapes rewrite.
     #[cfg(test)]
     rewrite: Option<&'c Rewrite<'c>>,
@@ -256,6 +269,7 @@ impl<'c> Micros<'c> {
             form: Form::New,
             // A β that is steered changes from step to step and is part of the launches.
             capture: device.gpu().is_some() && !context.steers_beta(plan.stage),
+            kept: Cell::default(),
             #[cfg(test)]
             rewrite: None,
         })
@@ -329,6 +343,11 @@ impl<'c> Micros<'c> {
         Ok(micro)
     }
 
+    /// Bytes in use on the device when the last forward pass was done.
+    pub fn kept(&self) -> usize {
+        self.kept.get()
+    }
+
     fn forward_backward(&self, params: &mut ParamSet, beta: f32) -> Result<Made> {
         match self.plan.stage {
             StageName::Asdpo => self.preference(params, beta),
@@ -345,6 +364,7 @@ impl<'c> Micros<'c> {
         let set = AdapterSet::uniform(self.plan.policy(), target.shape()[0]);
         let tape = self.on(Tape::new(params.leaves()));
         let loss = flow_matching(&flux, &tape, target, &cond, &noise, &winner.levels, set, self.mode())?;
+        self.kept.set(self.context.device.stats().live);
         tape.backward(&loss, None)?;
         params.take_back(tape.into_leaves())?;
         Ok(Made { loss: loss.value().clone(), preferred: None })
@@ -356,6 +376,7 @@ impl<'c> Micros<'c> {
         let flux = Flux { config: &self.context.flux, weights: &weights, adapters: &adapters };
         let tape = self.on(objective.tape(pairs.winner.shape()[0], params.leaves()));
         let out = as_dpo(&flux, &tape, &objective, &policies(), &pairs, self.mode())?;
+        self.kept.set(self.context.device.stats().live);
         tape.backward(&out.loss, None)?;
         params.take_back(tape.into_leaves())?;
         let losers = match objective.adversary {

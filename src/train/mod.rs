@@ -15,6 +15,7 @@ mod micro;
 pub mod monitor;
 pub mod objective;
 pub mod options;
+pub mod planner;
 pub mod read;
 pub mod run;
 pub mod stages;
@@ -24,5 +25,6 @@ pub mod validation;
 
 pub use config::Config;
 pub use log::{Eval, JsonlLog, StageSummary, Summary, peak_rss_mb};
-pub use run::{Start, run};
+pub use planner::StageMemory;
+pub use run::{Start, plan, run};
 pub use stages::Progress;

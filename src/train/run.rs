@@ -5,6 +5,7 @@ use super::config::Config;
 use super::log::{Logs, StageSummary, Summary, peak_rss_mb};
 use super::objective::Adversary;
 use super::options::{Precision, StageName};
+use super::planner::{self, StageMemory};
 use super::stages::{Artifacts, Context, Progress, missing};
 use super::validation::Validation;
 use super::{data, environment, evaluation, tensorboard};
@@ -71,17 +72,7 @@ pub fn run(
     stop: &AtomicBool,
 ) -> Result<Summary> {
     let begun = Instant::now();
-    if config.data.scale != SCALE {
-        return Err(Error::Usage(format!(
-            "data.scale = {}: this codec's models are ×{SCALE}; set it to that",
-            config.data.scale
-        )));
-    }
-    if config.run.precision == Precision::Bf16 && device.gpu().is_none() {
-        return Err(Error::Usage(format!(
-            "run.precision = \"bf16\" is for a GPU, the device is {device:?}: say --device cuda, or run.precision=f32"
-        )));
-    }
+    expect_possible(config, device)?;
     let resumed = match start {
         Start::New => {
             vacant(out)?;
@@ -95,61 +86,37 @@ pub fn run(
             resume(config, out, checkpoint.as_deref(), *change_config, progress)?
         }
     };
-    let from = Some(Path::new(&config.run.from)).filter(|p| !p.as_os_str().is_empty());
-    let (source, split) = data::source(config)?;
-    let names: Vec<String> = split.held_out.iter().map(|&i| source.name(i)).collect();
-    progress.say(&format!("{} images to train on, {} held out", split.train.len(), names.len()));
-    let imitated = data::adversary(config, &names)?;
-    if let Some((source, split)) = &imitated {
-        let kind = if source.has(Part::Neg) { "an upscaler's outputs" } else { "made worse here" };
-        let (n, held) = (split.train.len(), split.held_out.len());
-        progress.say(&format!("{n} images for the adversary, {held} held out, {kind}"));
-    }
-    let theirs = match (&resumed, from) {
-        (Some(_), _) => Some((out, Codec::load(out.join(layout::CODEC), &Device::cpu())?)),
-        (None, Some(run)) => Some((run, load_codec(run, &Device::cpu())?)),
-        (None, None) => None,
-    };
-    let codec = data::codec(config, theirs, &*source, &split)?;
-    if let Some(said) = data::expect_room(config, &codec)? {
-        progress.say(&said);
-    }
-    let flux = flux_config(config, codec.channels())?;
-    let imitated =
-        imitated.map(|(source, split)| data::sampler(config, source, split, codec.clone())).transpose()?;
-    let sampler = data::sampler(config, source, split, codec)?;
-    let mut made = Artifacts::default();
-    if let Some(run) = from {
-        made.load(run, &[layout::BASE, layout::SFT, layout::ADVERSARY, layout::ASDPO], &flux, device)?;
-    }
-    stages_have_what_they_need(config, &made)?;
+    let theirs =
+        resumed.as_ref().map(|_| Codec::load(out.join(layout::CODEC), &Device::cpu())).transpose()?;
+    let given = Given::new(config, theirs.map(|codec| (out, codec)), progress)?;
     let finished = finished(config, resumed.as_ref())?;
+    let load =
+        |device: &Device| given.artifacts(config, resumed.as_ref().map(|c| (out, c)), &finished, device);
     if let Some(checkpoint) = &resumed {
         checkpoint.expect_files(out)?;
-        let mine: Vec<&str> = finished.iter().map(|&s| makes(s)).collect();
-        made.load(out, &mine, &flux, device)?;
-        made.files = checkpoint.record.artifacts.clone();
     }
-    room(config, &flux, out)?;
+    let left: Vec<StageName> = config.run.stages.iter().copied().filter(|s| !finished.contains(s)).collect();
+    given
+        .plan(config, &left, device, &load, planner::available(device))?
+        .iter()
+        .for_each(|m| progress.say(&m.line()));
+    let mut made = load(device)?;
+    room(config, &given.flux, out)?;
     std::fs::create_dir_all(out).map_err(Error::io(out))?;
     if *start != Start::New {
         rewind(out, config, resumed.as_ref(), progress)?;
     }
     remove_all_leftovers(out)?;
     write_atomic(out.join(CONFIG), config.to_toml().as_bytes())?;
-    write_atomic(out.join(layout::CODEC), sampler.codec().to_json()?.as_bytes())?;
+    write_atomic(out.join(layout::CODEC), given.sampler.codec().to_json()?.as_bytes())?;
     environment::note_session(out)?;
     let lines = resumed.as_ref().map_or((0, 0), |c| (c.record.log_lines, c.record.validation_lines));
     let mut logs = Logs::open(out, lines)?;
     let earlier: f64 = StageSummary::of_run(out)?.iter().map(|s| s.seconds).sum();
-    let look = |sampler: &Sampler| {
-        Validation::new(sampler, config.run.validation_crops, config.run.eval_steps, device)
-    };
-    let validation = look(&sampler)?;
-    let imitated = imitated.map(|s| look(&s).map(|validation| (s, validation))).transpose()?;
-    let context =
-        Context { config, flux, device: device.clone(), sampler, validation, imitated, out, progress, stop };
-    for &stage in config.run.stages.iter().filter(|s| !finished.contains(s)) {
+    let names = given.names.clone();
+    let context = given.context(config, device, Validation::new)?;
+    let context = Context { out, progress, stop, ..context };
+    for &stage in &left {
         let start = resumed.as_ref().filter(|c| c.stage == stage);
         context.run(stage, start, &mut made, &mut logs)?;
     }
@@ -166,6 +133,165 @@ pub fn run(
     };
     summary.save(out.join(SUMMARY))?;
     Ok(summary)
+}
+
+/// What the stages of `config` will ask of `device`, which may have `memory` bytes instead of its own: [`run`] up to its first
+/// step, with nothing computed and nothing written. A stage that does not fit is an error that names what would.
+pub fn plan(
+    config: &Config,
+    device: &Device,
+    memory: Option<usize>,
+    progress: &dyn Progress,
+) -> Result<Vec<StageMemory>> {
+    expect_possible(config, device)?;
+    let given = Given::new(config, None, progress)?;
+    let load = |device: &Device| given.artifacts(config, None, &[], device);
+    given.plan(config, &config.run.stages, device, &load, memory.or_else(|| planner::available(device)))
+}
+
+/// Refuses what no stage can do.
+fn expect_possible(config: &Config, device: &Device) -> Result<()> {
+    if config.data.scale != SCALE {
+        return Err(Error::Usage(format!(
+            "data.scale = {}: this codec's models are ×{SCALE}; set it to that",
+            config.data.scale
+        )));
+    }
+    if config.run.precision == Precision::Bf16 && device.gpu().is_none() {
+        return Err(Error::Usage(format!(
+            "run.precision = \"bf16\" is for a GPU, the device is {device:?}: say --device cuda, or run.precision=f32"
+        )));
+    }
+    Ok(())
+}
+
+/// What a run is given: data and the structure of its model.
+struct Given {
+    sampler: Sampler,
+    imitated: Option<Sampler>,
+    /// Held-out images.
+    names: Vec<String>,
+    flux: FluxConfig,
+}
+
+impl Given {
+    /// Looks at all data; the codec is `theirs`, or that of `run.from`, if there is one.
+    fn new(config: &Config, theirs: Option<(&Path, Codec)>, progress: &dyn Progress) -> Result<Self> {
+        let (source, split) = data::source(config)?;
+        let names: Vec<String> = split.held_out.iter().map(|&i| source.name(i)).collect();
+        progress.say(&format!("{} images to train on, {} held out", split.train.len(), names.len()));
+        let imitated = data::adversary(config, &names)?;
+        if let Some((source, split)) = &imitated {
+            let kind = if source.has(Part::Neg) { "an upscaler's outputs" } else { "made worse here" };
+            let (n, held) = (split.train.len(), split.held_out.len());
+            progress.say(&format!("{n} images for the adversary, {held} held out, {kind}"));
+        }
+        let from = from(config).filter(|_| theirs.is_none());
+        let from = from.map(|run| Ok::<_, Error>((run, load_codec(run, &Device::cpu())?))).transpose()?;
+        let codec = data::codec(config, theirs.or(from), &*source, &split)?;
+        if let Some(said) = data::expect_room(config, &codec)? {
+            progress.say(&said);
+        }
+        let flux = flux_config(config, codec.channels())?;
+        let imitated = imitated
+            .map(|(source, split)| data::sampler(config, source, split, codec.clone()))
+            .transpose()?;
+        Ok(Self { sampler: data::sampler(config, source, split, codec)?, imitated, names, flux })
+    }
+
+    /// What was made before, on `device`: by the run that `run.from` names, and by this one's finished stages.
+    fn artifacts(
+        &self,
+        config: &Config,
+        mine: Option<(&Path, &Checkpoint)>,
+        finished: &[StageName],
+        device: &Device,
+    ) -> Result<Artifacts> {
+        let mut made = Artifacts::default();
+        if let Some(run) = from(config) {
+            let all = [layout::BASE, layout::SFT, layout::ADVERSARY, layout::ASDPO];
+            made.load(run, &all, &self.flux, device)?;
+        }
+        stages_have_what_they_need(config, &made)?;
+        if let Some((out, checkpoint)) = mine {
+            let mine: Vec<&str> = finished.iter().map(|&s| makes(s)).collect();
+            made.load(out, &mine, &self.flux, device)?;
+            made.files = checkpoint.record.artifacts.clone();
+        }
+        Ok(made)
+    }
+
+    /// The memory of `stages`, on top of what `load` gives; `there` bytes may be had.
+    fn plan(
+        &self,
+        config: &Config,
+        stages: &[StageName],
+        device: &Device,
+        load: &dyn Fn(&Device) -> Result<Artifacts>,
+        there: Option<usize>,
+    ) -> Result<Vec<StageMemory>> {
+        let meta = device.meta()?;
+        let mut made = load(&meta)?;
+        let needs = |config: &Config, stage: StageName, made: &mut Artifacts| {
+            planner::stage(&self.context(config, &meta, Validation::blank)?, stage, made)
+        };
+        let mut all = Vec::new();
+        for &stage in stages {
+            let memory = needs(config, stage, &mut made)?;
+            if let Some(there) = there.filter(|&there| memory.peak > there) {
+                let mut remedy = None;
+                for (config, sets) in planner::thriftier(config, stage) {
+                    let less = needs(&config, stage, &mut made)?.peak;
+                    if less <= there {
+                        remedy = Some((sets, less));
+                        break;
+                    }
+                }
+                return Err(planner::too_much(&memory, there, device, remedy));
+            }
+            all.push(memory);
+        }
+        Ok(all)
+    }
+
+    /// The context of stages on `device`, that nobody watches, stops or reads.
+    fn context<'r>(
+        &self,
+        config: &'r Config,
+        device: &Device,
+        look: impl Fn(&Sampler, usize, usize, &Device) -> Result<Validation>,
+    ) -> Result<Context<'r>> {
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        let look = |s: &Sampler| look(s, config.run.validation_crops, config.run.eval_steps, device);
+        let validation = look(&self.sampler)?;
+        let imitated = self.imitated.clone().map(|s| look(&s).map(|v| (s, v))).transpose()?;
+        Ok(Context {
+            config,
+            flux: self.flux.clone(),
+            device: device.clone(),
+            sampler: self.sampler.clone(),
+            validation,
+            imitated,
+            out: Path::new(""),
+            progress: &Silent,
+            stop: &NEVER,
+        })
+    }
+}
+
+/// The run that `run.from` names.
+fn from(config: &Config) -> Option<&Path> {
+    Some(Path::new(&config.run.from)).filter(|p| !p.as_os_str().is_empty())
+}
+
+/// Nobody is told.
+struct Silent;
+
+impl Progress for Silent {
+    fn stage(&self, _: &str, _: usize, _: usize) {}
+    fn step(&self, _: f64, _: f64) {}
+    fn done(&self, _: &StageSummary) {}
+    fn say(&self, _: &str) {}
 }
 
 /// Removes what killed writes left in a run and in its folders.

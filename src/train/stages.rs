@@ -11,7 +11,7 @@ use crate::autograd::ParamSet;
 use crate::data::{Degradation, Sampler};
 use crate::engine::Device;
 use crate::flux::config::FluxConfig;
-use crate::flux::lora::AdapterFile;
+use crate::flux::lora::{AdapterFile, LoraModule};
 use crate::flux::params::{Adapter, Weights};
 use crate::flux::weights::Folder;
 use crate::infer::model::layout;
@@ -202,6 +202,29 @@ impl Artifacts {
                 self.adapters.insert(name.to_owned(), file);
             }
         }
+        Ok(())
+    }
+}
+
+impl Artifacts {
+    /// Adds what a stage would make of `params`, on its device, without writing it.
+    pub(super) fn shadow(&mut self, plan: &Plan, context: &Context, params: &ParamSet) -> Result<()> {
+        let Some(name) = plan.adapter else {
+            self.base = Some(Weights::frozen(&context.device, params)?);
+            return Ok(());
+        };
+        let alpha = context.config.stage(plan.stage).alpha;
+        let modules = context.flux.lora_targets().into_iter().map(|(module, ..)| {
+            let half = |which: &str| {
+                let id = params.find(&format!("{name}.{module}.{which}.weight"));
+                params.master(id.ok_or_else(|| missing(plan.stage, &module))?.0).copied()
+            };
+            let (a, b) = (half("lora_A")?, half("lora_B")?);
+            Ok((module.clone(), LoraModule { a, b, alpha }))
+        });
+        let modules = modules.collect::<Result<_>>()?;
+        let file = AdapterFile { name: name.to_owned(), modules, lq_resize: None, metadata: BTreeMap::new() };
+        self.adapters.insert(name.to_owned(), file);
         Ok(())
     }
 }

@@ -35,7 +35,7 @@ struct Update {
 }
 
 /// A stage under way: its micro-batches, where they come from, and the updates whose numbers are not read yet.
-struct Underway<'c> {
+pub(super) struct Underway<'c> {
     micros: Micros<'c>,
     batches: Box<dyn FnMut() -> Option<Result<Prepared>> + 'c>,
     pending: VecDeque<Pending>,
@@ -43,9 +43,34 @@ struct Underway<'c> {
     begun: (Instant, usize),
 }
 
-impl Underway<'_> {
+impl<'c> Underway<'c> {
+    /// After `done` steps; the next micro-batches are what `batches` gives.
+    pub fn new(
+        micros: Micros<'c>,
+        batches: Box<dyn FnMut() -> Option<Result<Prepared>> + 'c>,
+        done: usize,
+    ) -> Self {
+        Self { micros, batches, pending: VecDeque::new(), begun: (Instant::now(), done) }
+    }
+
+    /// Bytes in use when the last forward pass was done.
+    pub fn kept(&self) -> usize {
+        self.micros.kept()
+    }
+
+    /// Takes the numbers of all pending updates, which nobody wants.
+    pub fn discard(&mut self) -> Result<()> {
+        for pending in std::mem::take(&mut self.pending) {
+            for micro in pending.micros {
+                self.micros.read(micro)?;
+            }
+            self.micros.take()?;
+        }
+        Ok(())
+    }
+
     /// Sends the next micro-batch to the device, if there is one.
-    fn send(&mut self) -> Result<()> {
+    pub fn send(&mut self) -> Result<()> {
         (self.batches)().map_or(Ok(()), |batch| self.micros.send(&batch?))
     }
 }
@@ -60,6 +85,7 @@ impl Context<'_> {
         logs: &mut Logs,
     ) -> Result<()> {
         let (o, name) = (self.config.stage(stage), stage.name());
+        self.device.reset_peak();
         let plan = self.plan(stage, artifacts)?;
         let params = self.parameters(&plan)?;
         let mut state = match start {
@@ -87,12 +113,7 @@ impl Context<'_> {
             } else {
                 Box::new(move || made.next())
             };
-            let mut underway = Underway {
-                micros: Micros::new(self, &plan, &loader)?,
-                batches,
-                pending: VecDeque::new(),
-                begun: (Instant::now(), state.step),
-            };
+            let mut underway = Underway::new(Micros::new(self, &plan, &loader)?, batches, state.step);
             underway.send()?;
             self.steps(&plan, &mut state, &mut underway, artifacts, logs)
         })?;
@@ -143,7 +164,7 @@ impl Context<'_> {
     }
 
     /// Asks for one update: micro-batches, clip, AdamW.
-    fn launch(&self, plan: &Plan, state: &mut TrainState, underway: &mut Underway) -> Result<()> {
+    pub(super) fn launch(&self, plan: &Plan, state: &mut TrainState, underway: &mut Underway) -> Result<()> {
         let o = self.config.stage(plan.stage);
         let (begun, beta) = (Instant::now(), state.beta);
         let params = &mut state.params;
@@ -228,6 +249,16 @@ impl Context<'_> {
         logs.step(&line)?;
         self.warn(state.stage, step, &warnings);
         Ok(())
+    }
+
+    /// A forward pass over the validation crops.
+    pub(super) fn forward(&self, plan: &Plan, state: &mut TrainState) -> Result<()> {
+        state.params.averaged(|params| {
+            let (weights, adapters) = plan.model(self.config, params)?;
+            let policy =
+                Policy { config: &self.flux, weights: &weights, adapters: &adapters, acting: plan.policy() };
+            self.validation.velocities(&policy).map(|_| ())
+        })
     }
 
     /// Restores the validation crops as training stands and writes what came of it.

@@ -98,6 +98,26 @@ impl Validation {
         })
     }
 
+    /// As large, and of zeros: pictures none.
+    pub fn blank(sampler: &Sampler, crops: usize, steps: usize, device: &Device) -> Result<Self> {
+        let side = sampler.crop() / sampler.codec().block();
+        let shape = [crops, sampler.codec().channels(), side, side];
+        let planes = || Tensor::zeros(device, &shape);
+        let cond = planes()?;
+        Ok(Self {
+            hq_latents: planes()?,
+            bad_latents: planes()?,
+            cond: Tape::no_grad().one(Pack, &[&Var::constant(cond)])?.value().clone(),
+            noise: planes()?,
+            bad: Vec::new(),
+            codec: sampler.codec().clone(),
+            lq_resize: sampler.lq_resize(),
+            lq: Vec::new(),
+            hq: Vec::new(),
+            steps,
+        })
+    }
+
     /// Restores the crops with `policy` and measures them against HQ, or against the bad upscaler's output; writes the
     /// picture to `run`.
     pub fn look(
@@ -112,7 +132,7 @@ impl Validation {
             if towards_bad { (&self.bad, &self.bad_latents) } else { (&self.hq, &self.hq_latents) };
         let flux = policy.flux();
         let loss = SIGMAS.iter().map(|&sigma| {
-            let (sigmas, set) = (self.levels(sigma)?, policy.set(self.lq.len()));
+            let (sigmas, set) = (self.levels(sigma)?, policy.set(self.crops()));
             let tape = Tape::no_grad();
             let e = flow_matching(&flux, &tape, target, &self.cond, &self.noise, &sigmas, set, MODE)?;
             Ok(f64::from(e.value().values()?[0]) / SIGMAS.len() as f64)
@@ -140,14 +160,18 @@ impl Validation {
     pub fn velocities(&self, policy: &Policy) -> Result<Tensor> {
         let x = Var::constant(self.noise.clone());
         let sigma = self.levels(SIGMAS[SIGMAS.len() / 2])?;
-        let set = policy.set(self.lq.len());
+        let set = policy.set(self.crops());
         let v = velocity(&policy.flux(), &Tape::no_grad(), &x, &self.cond, &sigma, set, MODE)?;
         Ok(v.value().clone())
     }
 
+    fn crops(&self) -> usize {
+        self.noise.shape()[0]
+    }
+
     /// One noise level for all crops.
     fn levels(&self, sigma: f32) -> Result<NoiseLevels> {
-        NoiseLevels::new(self.noise.device(), &vec![sigma; self.lq.len()])
+        NoiseLevels::new(self.noise.device(), &vec![sigma; self.crops()])
     }
 
     fn picture(&self, restored: &[Image], truth: &[Image], last: &str) -> Result<Image> {

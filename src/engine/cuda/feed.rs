@@ -92,7 +92,7 @@ impl Feed {
                     rest = after;
                 }
                 consumed.hold(gpu, &gpu.copies)?;
-                if total > 0 {
+                if total > 0 && !gpu.meta {
                     let (to, from) = (staged.address_mut()?, &pinned.all()[..total]);
                     // SAFETY: the stage has room for a parcel; the pinned bytes stay as they are until `arrived`, which
                     // is waited for before they are written again or freed.

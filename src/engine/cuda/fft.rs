@@ -35,6 +35,9 @@ impl Gpu {
         width: usize,
         direction: Direction,
     ) -> Result<()> {
+        if self.meta {
+            return Ok(());
+        }
         self.bind()?;
         let mut plans = lock(&self.plans);
         let shape = [planes, height, width];

@@ -75,9 +75,11 @@ impl<'a> Recording<'a> {
         gpu.bind()?;
         // Relaxed: the arena may allocate, on the other stream.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the stream is alive.
-        unsafe { result::stream::begin_capture(gpu.stream.cu_stream(), mode) }
-            .map_err(|e| gpu.error("beginning a capture", e))?;
+        if !gpu.meta {
+            // SAFETY: the stream is alive.
+            unsafe { result::stream::begin_capture(gpu.stream.cu_stream(), mode) }
+                .map_err(|e| gpu.error("beginning a capture", e))?;
+        }
         let pool = Some(device.open_pool());
         let ledger = lock(&gpu.ledger).replace(BTreeMap::new());
         gpu.recording.store(true, Ordering::Relaxed);
@@ -88,8 +90,11 @@ impl<'a> Recording<'a> {
     fn stop(&mut self) -> (Result<sys::CUgraph>, BTreeMap<String, Need>) {
         let gpu = self.gpu;
         let _ = gpu.context.bind_to_thread();
-        // SAFETY: the stream is alive.
-        let graph = unsafe { result::stream::end_capture(gpu.stream.cu_stream()) };
+        let graph = match gpu.meta {
+            true => Ok(std::ptr::null_mut()),
+            // SAFETY: the stream is alive.
+            false => unsafe { result::stream::end_capture(gpu.stream.cu_stream()) },
+        };
         gpu.recording.store(false, Ordering::Relaxed);
         let needs = std::mem::replace(&mut *lock(&gpu.ledger), self.ledger.take());
         (graph.map_err(|e| gpu.error("ending a capture", e)), needs.unwrap_or_default())
@@ -101,6 +106,9 @@ impl<'a> Recording<'a> {
         pool.seal();
         let (gpu, graph) = (self.gpu, graph?);
         let mut nodes = 0;
+        if gpu.meta {
+            return Ok(Graph { exec: std::ptr::null_mut(), nodes, needs, pool });
+        }
         // SAFETY: the graph is alive; without a place for the nodes only their number is written.
         let counted = unsafe { sys::cuGraphGetNodes(graph, std::ptr::null_mut(), &mut nodes) }.result();
         // SAFETY: the graph is alive.
@@ -136,6 +144,9 @@ impl Graph {
     pub fn replay(&self) -> Result<()> {
         let gpu = self.gpu();
         gpu.outside_capture("replaying a graph", "capture its work itself")?;
+        if gpu.meta {
+            return Ok(());
+        }
         gpu.bind()?;
         let doing = || format!("replaying a graph of {} nodes", self.nodes);
         // SAFETY: graph and stream are alive, and so is every block that the graph touches.
@@ -158,6 +169,9 @@ impl Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         let gpu = self.gpu();
+        if gpu.meta {
+            return;
+        }
         let _ = gpu.context.bind_to_thread();
         // A replay may be on its way; while another graph is captured none is, for the stream was idle when that began.
         if !gpu.recording() {

@@ -54,7 +54,7 @@ impl Gpu {
     /// # Safety
     /// The range must lie inside an allocation nobody else writes or reads unordered with the stream.
     pub(in crate::engine) unsafe fn fill(&self, ptr: u64, value: u8, bytes: usize) -> Result<()> {
-        if bytes == 0 {
+        if bytes == 0 || self.meta {
             return Ok(());
         }
         self.bind()?;
@@ -68,7 +68,7 @@ impl Gpu {
     /// # Safety
     /// As for [`Gpu::fill`].
     pub(in crate::engine) unsafe fn fill_words(&self, ptr: u64, value: u32, count: usize) -> Result<()> {
-        if count == 0 {
+        if count == 0 || self.meta {
             return Ok(());
         }
         self.bind()?;
@@ -90,6 +90,9 @@ impl Gpu {
             &format!("copying {} bytes to the device", data.len()),
             "a replay would read the host's memory again; upload before, or feed it (`Feed`)",
         )?;
+        if self.meta {
+            return Ok(());
+        }
         self.bind()?;
         // SAFETY: the caller's promise; pageable memory is staged by the driver before the call returns.
         unsafe { result::memcpy_htod_async(ptr, data, self.stream.cu_stream()) }
@@ -108,6 +111,9 @@ impl Gpu {
             &format!("copying {} bytes from the device", out.len()),
             "its work is not done yet; read after a replay, or later (`Readback`)",
         )?;
+        if self.meta {
+            return Ok(());
+        }
         self.bind()?;
         // SAFETY: the caller's promise; `out` lives until the wait below is over.
         unsafe { result::memcpy_dtoh_async(out, ptr, self.stream.cu_stream()) }
@@ -120,7 +126,7 @@ impl Gpu {
     /// # Safety
     /// Both ranges must lie inside allocations and not overlap; else as for [`Gpu::fill`].
     pub(in crate::engine) unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        if bytes == 0 {
+        if bytes == 0 || self.meta {
             return Ok(());
         }
         self.bind()?;

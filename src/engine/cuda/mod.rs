@@ -80,6 +80,8 @@ pub struct Gpu {
     context: Arc<CudaContext>,
     /// Waits after every launch, so that a fault is reported by the kernel that caused it.
     synchronous: bool,
+    /// Computes nothing and touches no memory: see [`Device::meta`](super::Device::meta).
+    meta: bool,
 }
 
 impl Gpu {
@@ -122,7 +124,15 @@ impl Gpu {
             constants: Mutex::default(),
             ledger: Mutex::default(),
             synchronous: std::env::var_os("ASASR_CUDA_SYNC").is_some(),
+            meta: false,
         })
+    }
+
+    /// The same device, computing nothing.
+    pub(super) fn meta(&self) -> Result<Self> {
+        let mut gpu = Self::open(self.driver, self.properties.ordinal)?;
+        gpu.meta = true;
+        Ok(gpu)
     }
 
     /// Whose device it is.

@@ -40,7 +40,7 @@ impl Readback {
             return Err(Error::shape("readback", detail));
         }
         let Some(gpu) = self.device.gpu() else {
-            self.pending.push_back(Entry::Here(t.f32().to_vec()));
+            self.pending.push_back(Entry::Here(t.values()?));
             return Ok(());
         };
         gpu.outside_capture("reading back", "push after a replay")?;
@@ -48,7 +48,7 @@ impl Readback {
             Some(place) => place,
             None => (Pinned::new(gpu, 4 * self.most)?, Fence::new(gpu)?),
         };
-        if !t.is_empty() {
+        if !t.is_empty() && !gpu.meta {
             let to = &mut pinned.all_mut()[..4 * t.len()];
             // SAFETY: inside the tensor; the pinned memory is not looked at, used again or freed before `done`.
             unsafe { result::memcpy_dtoh_async(to, t.address(), gpu.stream.cu_stream()) }

@@ -198,7 +198,11 @@ impl Results {
             })
             .collect();
         lines.extend(
-            self.plain.iter().filter(|s| s.name != "codec alone").map(|s| (s.name.clone(), vec![at(s)])),
+            // The others are far from all of these.
+            self.plain
+                .iter()
+                .filter(|s| s.name.starts_with(REFERENCE))
+                .map(|s| (s.name.clone(), vec![at(s)])),
         );
         chart(
             area,
@@ -219,7 +223,8 @@ impl Results {
             let points = ratio.map(|(k, (a, b))| (k as f64 / side, 10.0 * (a / b).log10())).collect();
             (name.to_owned(), points)
         };
-        let mut lines: Vec<_> = self.plain.iter().map(|s| line(&s.name, s)).collect();
+        let shown = self.plain.iter().filter(|s| !["base", "SFT continued"].contains(&&*s.name));
+        let mut lines: Vec<_> = shown.map(|s| line(&s.name, s)).collect();
         let arms = METHODS.iter().flat_map(|(m, _)| self.arms_of(m)).filter(|(a, _)| a.beta == self.middle());
         lines.extend(arms.map(|(arm, s)| line(&arm.name(), s)));
         lines.push(("truth".to_owned(), vec![(0.0, 0.0), (0.5, 0.0)]));

@@ -29,7 +29,7 @@ const CASES: &[Case] = &[
     ("unknown command", "trian", AS_IT_IS),
     ("no output directory", "train --preset tiny", AS_IT_IS),
     ("unknown preset", "train --preset tinny --out [DIR]/out", AS_IT_IS),
-    ("two presets", "train --preset tiny --set run.preset=paper-512 --out [DIR]/out", AS_IT_IS),
+    ("two presets", "train --preset tiny --set run.preset=paper-asdpo --out [DIR]/out", AS_IT_IS),
     ("bf16 without a GPU", "train --device cpu --set run.precision=bf16 --out [DIR]/out", AS_IT_IS),
     ("malformed --set", "train --set lr=3 --out [DIR]/out", AS_IT_IS),
     ("unknown option", "train --set asdpo.lamda=1 --out [DIR]/out", AS_IT_IS),

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 #[command(after_long_help = Config::help())]
 pub struct Args {
-    /// Start from a preset: nano, tiny, paper-512
+    /// Start from a preset: nano, tiny, paper-sft, paper-adversary, paper-asdpo
     #[arg(long)]
     preset: Option<String>,
     /// A TOML file of options on top of the preset

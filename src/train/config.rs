@@ -13,10 +13,12 @@ use std::path::Path;
 use toml::{Table, Value};
 
 /// The presets: name and text. What they leave out stays at its default.
-pub const PRESETS: [(&str, &str); 3] = [
+pub const PRESETS: [(&str, &str); 5] = [
     ("nano", include_str!("../../configs/nano.toml")),
     ("tiny", include_str!("../../configs/tiny.toml")),
-    ("paper-512", include_str!("../../configs/paper-512.toml")),
+    ("paper-sft", include_str!("../../configs/paper-sft.toml")),
+    ("paper-adversary", include_str!("../../configs/paper-adversary.toml")),
+    ("paper-asdpo", include_str!("../../configs/paper-asdpo.toml")),
 ];
 
 /// All options of a run.
@@ -493,15 +495,20 @@ mod tests {
     }
 
     #[test]
-    fn paper_preset_holds_the_papers_numbers() {
-        let c = Config::load(Some("paper-512"), None, &[]).unwrap();
-        assert_eq!(
-            (c.run.preset.as_str(), c.data.crop, c.model.dim, c.model.single),
-            ("paper-512", 512, 3072, 38)
-        );
-        assert_eq!((c.asdpo.lr, c.asdpo.warmup, c.asdpo.steps, c.adversary.lr), (1e-5, 200, 1000, 5e-5));
-        assert_eq!(c.asdpo.batch * c.asdpo.accumulation, 512);
-        assert_eq!((c.asdpo.beta2, c.asdpo.schedule), (0.999, LrSchedule::Constant));
+    fn paper_presets_hold_the_papers_numbers() {
+        let of = |name: &str| Config::load(Some(name), None, &[]).unwrap();
+        let stages = [StageName::Sft, StageName::Adversary, StageName::Asdpo];
+        for (name, stage) in ["paper-sft", "paper-adversary", "paper-asdpo"].into_iter().zip(stages) {
+            let c = of(name);
+            assert_eq!((&*c.run.preset, &c.run.stages[..], c.data.crop), (name, &[stage][..], 512));
+            let o = c.stage(stage);
+            assert_eq!((o.batch * o.accumulation, o.steps, o.beta2), (512, 1000, 0.999));
+            assert_eq!((o.schedule, o.rank as f32), (LrSchedule::Constant, o.alpha));
+        }
+        let adversary = of("paper-adversary").adversary;
+        assert_eq!((adversary.lr, adversary.warmup, adversary.rank), (5e-5, 100, 16));
+        let c = of("paper-asdpo");
+        assert_eq!((c.asdpo.lr, c.asdpo.warmup, c.asdpo.rank, of("paper-sft").sft.rank), (1e-5, 200, 16, 128));
         let p = &c.preference;
         assert_eq!((p.beta, p.lambda, p.spectrum, p.weight), (4000.0, 0.1, Spectrum::Half, Weight::Raw));
         assert_eq!(c.data.lq_resize, crate::data::LqResize::TorchBilinear);
@@ -511,7 +518,7 @@ mod tests {
     fn file_then_sets_and_back_to_text() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.toml");
-        std::fs::write(&path, "[asdpo]\nlr = 1e-4\nbeta = 20\n[run]\npreset = \"paper-512\"\n").unwrap();
+        std::fs::write(&path, "[asdpo]\nlr = 1e-4\nbeta = 20\n[run]\npreset = \"paper-asdpo\"\n").unwrap();
         let sets = [
             "asdpo.beta=7",
             "data.source=2024",
@@ -528,12 +535,12 @@ mod tests {
         assert_eq!((c.asdpo.lr, c.preference.beta, c.data.source.as_str()), (1e-4, 7.0, "2024"));
         assert_eq!(c.run.stages, [StageName::Adversary, StageName::Asdpo]);
         assert_eq!((c.model.axes, c.preference.adversary), ([8, 60, 60], Adversary::Riesz));
-        assert_eq!((c.run.preset.as_str(), c.model.dim), ("paper-512", 3072));
+        assert_eq!((c.run.preset.as_str(), c.data.crop), ("paper-asdpo", 512));
 
         std::fs::write(&path, c.to_toml()).unwrap();
         assert_eq!(load(&[]).unwrap(), c);
-        let e = Config::load(Some("tiny"), None, &["run.preset=paper-512".into()]).unwrap_err().to_string();
-        assert!(e.contains("tiny") && e.contains("paper-512"), "{e}");
+        let e = Config::load(Some("tiny"), None, &["run.preset=paper-asdpo".into()]).unwrap_err().to_string();
+        assert!(e.contains("tiny") && e.contains("paper-asdpo"), "{e}");
     }
 
     #[test]

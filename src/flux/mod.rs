@@ -3,6 +3,8 @@
 //! Responsible for what a FLUX transformer is (its dimensions, weights, adapters, noise levels) and for the files it
 //! shares with diffusers and PEFT. Must not know data, losses, training stages or the command line.
 
+pub mod base;
+pub mod bfl;
 pub mod config;
 pub mod lora;
 pub mod params;
@@ -13,6 +15,7 @@ pub mod taef1;
 pub mod transformer;
 pub mod weights;
 
+pub use base::BaseModel;
 pub use config::FluxConfig;
 pub use lora::{AdapterFile, LoraModule};
 pub use params::{Adapter, Weights};

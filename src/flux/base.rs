@@ -108,24 +108,17 @@ impl BaseModel {
     ) -> Result<Weights> {
         Weights::expect_possible(activations, device, "the base model")?;
         let parameters = self.config.parameters();
-        let size = |shape: &[usize]| shape.iter().product::<usize>() as u64 * 2;
-        let total = match &self.source {
-            Source::Random => parameters.iter().map(|(_, shape)| size(shape)).sum(),
-            Source::Files(..) => {
-                parameters.iter().try_fold(0, |n, (name, _)| Ok::<_, Error>(n + self.slice(name)?.len() as u64))?
-            }
-        };
-        let mut done = 0;
+        let (mut done, total) = (0, self.bytes()?);
         let mut tensors = Vec::with_capacity(parameters.len());
         for (i, (name, shape)) in parameters.into_iter().enumerate() {
             let dtype = if shape.len() == 2 { activations } else { DType::F32 };
             let tensor = match &self.source {
                 Source::Random => {
-                    done += size(&shape);
+                    done += half(&shape);
                     random(&name, &shape, STREAM + i as u64, dtype, device)?
                 }
                 Source::Files(..) => {
-                    let slice = self.slice(&name)?;
+                    let slice = self.slice(&name, &shape)?;
                     done += slice.len() as u64;
                     slice.weight(dtype, device)?
                 }
@@ -136,8 +129,20 @@ impl BaseModel {
         Ok(Weights::of(tensors, activations))
     }
 
-    /// The stored rows of diffusers' tensor `name`.
-    fn slice(&self, name: &str) -> Result<Slice<'_>> {
+    /// Bytes of all weights, as they are stored; two for each random value.
+    pub fn bytes(&self) -> Result<u64> {
+        let parameters = self.config.parameters();
+        match &self.source {
+            Source::Random => Ok(parameters.iter().map(|(_, shape)| half(shape)).sum()),
+            Source::Files(..) => {
+                let each = |(name, shape): &(String, Vec<usize>)| Ok(self.slice(name, shape)?.len() as u64);
+                parameters.iter().map(each).sum()
+            }
+        }
+    }
+
+    /// What is stored of diffusers' tensor `name`.
+    fn slice(&self, name: &str, shape: &[usize]) -> Result<Slice<'_>> {
         let Source::Files(folder, naming) = &self.source else {
             return Err(Error::format(&self.path, "has no files"));
         };
@@ -146,7 +151,8 @@ impl BaseModel {
             Naming::Bfl(prefix) => {
                 let (theirs, rows) = bfl::tensor(name)
                     .ok_or_else(|| Error::format(&self.path, format!("has no name for tensor `{name}`")))?;
-                folder.slice(&format!("{prefix}{theirs}"), &rows.ranges(&self.config))
+                let ranges = rows.ranges(self.config.dim(), shape.first().copied().unwrap_or(0));
+                folder.slice(&format!("{prefix}{theirs}"), &ranges)
             }
         }
     }
@@ -173,6 +179,11 @@ impl BaseModel {
         }
         Ok(())
     }
+}
+
+/// Bytes of a tensor in bf16.
+fn half(shape: &[usize]) -> u64 {
+    shape.iter().product::<usize>() as u64 * 2
 }
 
 /// The folder or file that holds the model: a pipeline's and a run's are one folder down.
@@ -224,7 +235,11 @@ fn misfit(wanted: &[(String, Vec<usize>)], mut stored: BTreeMap<&str, &[usize]>)
         let mut others: Vec<_> = stored.keys().map(|o| (strsim::damerau_levenshtein(name, o), o)).collect();
         others.sort();
         let others: Vec<String> = others.iter().take(LISTED).map(|(_, o)| format!("`{o}`")).collect();
-        if others.is_empty() { format!("`{name}`") } else { format!("`{name}` (nearest: {})", others.join(", ")) }
+        if others.is_empty() {
+            format!("`{name}`")
+        } else {
+            format!("`{name}` (nearest: {})", others.join(", "))
+        }
     };
     let left: Vec<String> = stored.keys().map(|name| format!("`{name}`")).collect();
     let near: Vec<String> = missing.iter().take(LISTED).map(near).collect();

@@ -80,14 +80,13 @@ const BLOCKS: [(&str, &str, Table); 2] =
     [("transformer_blocks", "double_blocks", DOUBLE), ("single_transformer_blocks", "single_blocks", SINGLE)];
 
 impl Rows {
-    /// The rows, one range after the other; none for all of them.
-    pub fn ranges(self, config: &FluxConfig) -> Vec<Range<usize>> {
-        let (d, mlp) = (config.dim(), config.mlp_dim());
+    /// Those of a layer of `n` rows in a model of width `d`, one range after the other.
+    pub fn ranges(self, d: usize, n: usize) -> Vec<Range<usize>> {
         match self {
-            All => Vec::new(),
-            Part(i) => vec![i * d..(i + 1) * d],
-            Rest => vec![3 * d..3 * d + mlp],
-            Swapped => vec![d..2 * d, 0..d],
+            All => vec![0..n],
+            Part(i) => vec![i * d..i * d + n],
+            Rest => vec![3 * d..3 * d + n],
+            Swapped => vec![n / 2..n, 0..n / 2],
         }
     }
 }
@@ -95,7 +94,8 @@ impl Rows {
 /// Their layer in which diffusers' layer `module` is, and which rows of it.
 pub fn layer(module: &str) -> Option<(String, Rows)> {
     for (ours, theirs, table) in BLOCKS {
-        let Some((block, part)) = module.strip_prefix(ours).and_then(|m| m.strip_prefix('.')?.split_once('.'))
+        let Some((block, part)) =
+            module.strip_prefix(ours).and_then(|m| m.strip_prefix('.')?.split_once('.'))
         else {
             continue;
         };
@@ -114,12 +114,21 @@ pub fn parts(theirs: &str) -> Vec<(String, Rows)> {
         those.map(|&(ours, _, rows)| (format!("{prefix}{ours}"), rows)).collect::<Vec<_>>()
     };
     for (ours, theirs, table) in BLOCKS {
-        if let Some((block, part)) = flat.strip_prefix(theirs).and_then(|m| m.strip_prefix('_')?.split_once('_'))
+        if let Some((block, part)) =
+            flat.strip_prefix(theirs).and_then(|m| m.strip_prefix('_')?.split_once('_'))
         {
             return within(table, part, &format!("{ours}.{block}."));
         }
     }
     within(OUTSIDE, &flat, "")
+}
+
+/// Their layers of the blocks of number `block`, and those outside of blocks.
+pub fn layers(block: &str) -> Vec<String> {
+    let inside = BLOCKS.iter().flat_map(|(_, theirs, table)| {
+        table.iter().map(move |(_, name, _)| format!("{theirs}.{block}.{name}"))
+    });
+    inside.chain(OUTSIDE.iter().map(|(_, name, _)| (*name).to_owned())).collect()
 }
 
 /// Their tensor in which diffusers' tensor `name` is, and which rows of it.
@@ -135,9 +144,7 @@ pub fn parameters(config: &FluxConfig) -> Vec<(String, Vec<usize>)> {
     let mut all = BTreeMap::<String, Vec<usize>>::new();
     for (ours, mut shape) in config.parameters() {
         let Some((theirs, rows)) = tensor(&ours) else { continue };
-        if let Some(height) = rows.ranges(config).iter().map(|r| r.end).max() {
-            shape[0] = height;
-        }
+        shape[0] = rows.ranges(config.dim(), shape[0]).iter().map(|r| r.end).max().unwrap_or(0);
         let known = all.entry(theirs).or_insert_with(|| shape.clone());
         known[0] = known[0].max(shape[0]);
     }
@@ -244,8 +251,7 @@ mod tests {
         for (name, shape) in config.parameters() {
             let (theirs, part) = tensor(&name).unwrap();
             let taken = rows.get_mut(&theirs).unwrap();
-            let whole = std::iter::once(0..taken.len()).filter(|_| part == All);
-            let ranges: Vec<_> = part.ranges(&config).into_iter().chain(whole).collect();
+            let ranges = part.ranges(config.dim(), shape[0]);
             assert_eq!(ranges.iter().map(Range::len).sum::<usize>(), shape[0], "{name}");
             for row in ranges.into_iter().flatten() {
                 assert!(!std::mem::replace(&mut taken[row], true), "row {row} of {theirs} twice");
@@ -277,11 +283,14 @@ mod tests {
                 assert_eq!(super::config(names, shape).unwrap(), config);
             }
         }
-        let small = FluxConfig { attention_head_dim: 64, axes_dims_rope: [8, 28, 28], ..FluxConfig::default() };
+        let small =
+            FluxConfig { attention_head_dim: 64, axes_dims_rope: [8, 28, 28], ..FluxConfig::default() };
         let all = shapes(&small, "");
         let e = super::config(all.keys().map(String::as_str), |n| all.get(n).map(Vec::as_slice)).unwrap_err();
         assert!(e.contains("heads of 64") && e.contains("config.json"), "{e}");
-        assert!(super::config(["double_blocks.0.x"].into_iter(), |_| None).unwrap_err().contains("img_in.weight"));
+        assert!(
+            super::config(["double_blocks.0.x"].into_iter(), |_| None).unwrap_err().contains("img_in.weight")
+        );
         assert!(prefix(["transformer_blocks.0.x"].into_iter()).is_none());
     }
 }

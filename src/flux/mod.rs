@@ -6,6 +6,8 @@
 pub mod base;
 pub mod bfl;
 pub mod config;
+pub mod convert;
+pub mod kohya;
 pub mod lora;
 pub mod params;
 pub mod rounding;

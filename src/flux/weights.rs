@@ -134,7 +134,13 @@ impl SafeFile {
         let info = self.info(name)?;
         let (mut shape, all) = (info.shape.clone(), self.bytes(info));
         if rows.is_empty() {
-            return Ok(Slice { file: self, name: name.to_owned(), dtype: info.dtype, shape, bytes: all.into() });
+            return Ok(Slice {
+                file: self,
+                name: name.to_owned(),
+                dtype: info.dtype,
+                shape,
+                bytes: all.into(),
+            });
         }
         let height = shape.first().copied().unwrap_or(0);
         if rows.iter().any(|r| r.start > r.end || r.end > height) {
@@ -358,9 +364,7 @@ impl Folder {
         let (indices, files) = (ending(".safetensors.index.json"), ending(".safetensors"));
         match (indices[..].as_ref(), files[..].as_ref()) {
             ([index], _) => Self::sharded(dir, &dir.join(index)),
-            ([], [file]) => {
-                Ok(Self { dir: dir.to_path_buf(), ..Self::of(SafeFile::open(dir.join(file))?) })
-            }
+            ([], [file]) => Ok(Self { dir: dir.to_path_buf(), ..Self::of(SafeFile::open(dir.join(file))?) }),
             ([], []) => Err(Error::format(dir, "holds no .safetensors file")),
             ([], many) => Err(Error::format(
                 dir,

@@ -1,10 +1,12 @@
 //! One model in every form a base model comes in: the same outputs, or the rounding of what it was stored as.
 
+mod common;
+
 use asasr_engine::autograd::{Tape, Var};
 use asasr_engine::engine::{DType, Device, Philox, Tensor};
 use asasr_engine::flux::transformer::{Inputs, grid_ids};
 use asasr_engine::flux::weights::write_safetensors;
-use asasr_engine::flux::{BaseModel, Flux, FluxConfig, SafeFile, bfl};
+use asasr_engine::flux::{BaseModel, Flux, FluxConfig, SafeFile, Weights, bfl};
 use asasr_engine::ops::AdapterSet;
 use asasr_engine::ops::embed::NoiseLevels;
 use half::{bf16, f16};
@@ -277,4 +279,29 @@ fn random_weights_are_kept_by_a_folder() {
     let at =
         folder(dir.path(), |at| write_safetensors(at.join(WEIGHTS), &BTreeMap::new(), &tensors).unwrap());
     assert!(velocities(&at) == velocities(Path::new(&what)));
+}
+
+/// A device gets the CPU's weights, to the bit; where it computes in bf16, matrices are rounded on the way and nothing else.
+#[test]
+fn a_device_gets_the_same_weights() {
+    let Some(device) = common::cuda::device() else { return };
+    let (dir, cpu) = (tempfile::tempdir().unwrap(), Device::cpu());
+    let halves = folder(dir.path(), |at| write(&at.join(WEIGHTS), &stored(), Dtype::BF16));
+    for what in [tiny(), halves, format!("random:{}", tiny().display()).into()] {
+        let base = BaseModel::open(&what).unwrap();
+        let load = |device: &Device, dtype: DType| base.load(device, dtype, &mut |_, _| ()).unwrap();
+        let of = |weights: &Weights| -> BTreeMap<String, Tensor> {
+            weights.iter().map(|(n, t)| (n.to_owned(), t.clone())).collect()
+        };
+        let (want, there) = (of(&load(&cpu, DType::F32)), of(&load(&device, DType::F32)));
+        let narrow = load(&device, DType::Bf16);
+        assert_eq!(narrow.activations(), DType::Bf16);
+        for (name, t) in of(&narrow) {
+            let (values, matrix) = (want[&name].f32(), t.shape().len() == 2);
+            assert_eq!(there[&name].values().unwrap(), values, "{name}");
+            assert_eq!(t.dtype() == DType::Bf16, matrix, "{name}");
+            let rounded = |v: &f32| if matrix { bf16::from_f32(*v).to_f32() } else { *v };
+            assert!(t.values().unwrap().into_iter().eq(values.iter().map(rounded)), "{name}");
+        }
+    }
 }

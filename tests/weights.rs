@@ -139,6 +139,20 @@ fn one_model_in_every_form_gives_the_same() {
     };
     let shards = |at: &Path| three_shards(at, &ours);
     let bfl = renamed(&config, &ours, "");
+    // Where theirs is known to differ.
+    let d = config.dim();
+    let values = |of: &Stored, name: &str| of[name].1.clone();
+    for (theirs, rows, name) in [
+        ("final_layer.adaLN_modulation.1.bias", 0..d, "norm_out.linear.bias"),
+        ("double_blocks.0.txt_attn.qkv.bias", 2 * d..3 * d, "transformer_blocks.0.attn.add_v_proj.bias"),
+        ("double_blocks.1.img_attn.qkv.bias", d..2 * d, "transformer_blocks.1.attn.to_k.bias"),
+        ("single_blocks.2.linear1.bias", 3 * d..7 * d, "single_transformer_blocks.2.proj_mlp.bias"),
+        ("double_blocks.1.txt_mlp.0.bias", 0..4 * d, "transformer_blocks.1.ff_context.net.0.proj.bias"),
+    ] {
+        let ours = values(&ours, name);
+        let from = if name.starts_with("norm_out") { d } else { 0 };
+        assert_eq!(values(&bfl, theirs)[rows.clone()], ours[from..][..rows.len()], "{theirs}");
+    }
     let mut comfy = renamed(&config, &ours, "model.diffusion_model.");
     comfy.insert("first_stage_model.decoder.bias".into(), (vec![1], vec![0.0]));
     let forms = [
@@ -293,6 +307,13 @@ fn a_device_gets_the_same_weights() {
         let of = |weights: &Weights| -> BTreeMap<String, Tensor> {
             weights.iter().map(|(n, t)| (n.to_owned(), t.clone())).collect()
         };
+        // Nothing stands there twice: random matrices are f32, unscaled and scaled, before they are what they will be.
+        let fresh = Device::cpu();
+        let held = load(&fresh, DType::F32);
+        let (stats, most) = (fresh.stats(), held.iter().map(|(_, t)| 5 * t.len()).max().unwrap_or(0));
+        let drawn =
+            if what.starts_with(tiny().parent().unwrap()) || what == dir.path() { 0 } else { 2 * most };
+        assert!(stats.peak <= stats.live + drawn, "{stats:?}");
         let (want, there) = (of(&load(&cpu, DType::F32)), of(&load(&device, DType::F32)));
         let narrow = load(&device, DType::Bf16);
         assert_eq!(narrow.activations(), DType::Bf16);

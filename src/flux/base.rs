@@ -227,7 +227,7 @@ fn misfit(wanted: &[(String, Vec<usize>)], mut stored: BTreeMap<&str, &[usize]>)
     for (name, want) in wanted {
         match stored.remove(name.as_str()) {
             None => missing.push(name.as_str()),
-            Some(have) if have != want => shapes.push(format!("`{name}` has {have:?}, wanted {want:?}")),
+            Some(have) if have != want => shapes.push(format!("`{name}` as {have:?}, wanted {want:?}")),
             Some(_) => {}
         }
     }
@@ -245,7 +245,7 @@ fn misfit(wanted: &[(String, Vec<usize>)], mut stored: BTreeMap<&str, &[usize]>)
     let near: Vec<String> = missing.iter().take(LISTED).map(near).collect();
     let parts: Vec<String> = [
         ("lacks", missing.len(), near),
-        ("holds in another shape", shapes.len(), shapes),
+        ("holds", shapes.len(), shapes),
         ("has no place for", left.len(), left),
     ]
     .into_iter()
@@ -257,7 +257,7 @@ fn misfit(wanted: &[(String, Vec<usize>)], mut stored: BTreeMap<&str, &[usize]>)
     })
     .collect();
     (!parts.is_empty()).then(|| {
-        format!("not the model its dimensions describe: {}; fetch or save it again", parts.join("; "))
+        format!("is not the model its dimensions describe: {}; fetch or save it again", parts.join("; "))
     })
 }
 

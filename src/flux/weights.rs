@@ -152,7 +152,7 @@ impl SafeFile {
         let part = |r: &Range<usize>| &all[r.start * row..r.end * row];
         let bytes = match rows {
             [one] => part(one).into(),
-            more => more.iter().flat_map(|r| part(r).iter().copied()).collect::<Vec<u8>>().into(),
+            more => more.iter().map(part).collect::<Vec<_>>().concat().into(),
         };
         Ok(Slice { file: self, name: name.to_owned(), dtype: info.dtype, shape, bytes })
     }

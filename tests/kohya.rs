@@ -175,6 +175,13 @@ fn what_is_no_such_adapter_is_named() {
     write_safetensors(&path, &BTreeMap::new(), &tensors).unwrap();
     let e = AdapterFile::load(&path, &Device::cpu()).unwrap_err().to_string();
     assert!(e.contains("lora_te1") && e.contains("text encoder"), "{e}");
+    let twice = ["double_blocks_0_img_mlp_2", "double_blocks.0.img_mlp.2"].map(|layer| {
+        [("down", [1, 64]), ("up", [16, 1])]
+            .map(|(half, s)| (format!("{layer}.lora_{half}.weight"), normals(0, &s)))
+    });
+    write(&path, &twice.iter().flatten().map(|(n, t)| (n.as_str(), t.clone())).collect::<Vec<_>>());
+    let e = AdapterFile::load(&path, &Device::cpu()).unwrap_err().to_string();
+    assert!(e.contains("`transformer_blocks.0.ff.net.2` twice"), "{e}");
     let exists = convert(&path, dir.path(), Format::Kohya).unwrap_err();
     assert!(exists.exit_code() == 2 && exists.to_string().contains("exists already"), "{exists}");
     // An adapter of another model, by name and both shapes.

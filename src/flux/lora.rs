@@ -156,7 +156,9 @@ impl AdapterFile {
                 let fused = read_module(file, &module, &part, halves, None, &Device::cpu())?;
                 for (module, m) in kohya::split(&module, fused).map_err(wrong)? {
                     let m = LoraModule { a: m.a.to(device)?, b: m.b.to(device)?, ..m };
-                    modules.insert(module, m);
+                    if modules.insert(module.clone(), m).is_some() {
+                        return Err(wrong(format!("adapts module `{module}` twice")));
+                    }
                 }
             } else {
                 let read = read_module(file, &module, &part, halves, config.as_ref(), device)?;

@@ -1,7 +1,7 @@
 //! The model: FLUX with a condition branch, adapter files, weights, schedules, sampler; the networks of its latents.
 //!
 //! Responsible for what a FLUX transformer is (its dimensions, weights, adapters, noise levels) and for the files it
-//! shares with diffusers and PEFT. Must not know data, losses, training stages or the command line.
+//! shares with diffusers and PEFT, and in their namings with Black Forest Labs and kohya's sd-scripts. Must not know data, losses, training stages or the command line.
 
 pub mod base;
 pub mod bfl;

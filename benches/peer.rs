@@ -4,13 +4,14 @@
 //! noise) and `fresh` (a step with noise drawn now) with seconds and loss, `memory` with the process's peak.
 
 use asasr_engine::autograd::ParamSet;
-use asasr_engine::engine::{Device, Philox, Tensor};
+use asasr_engine::engine::{DType, Device, Philox, Tensor};
+use asasr_engine::flux::base::BaseModel;
 use asasr_engine::flux::config::FluxConfig;
 use asasr_engine::flux::lora::AdapterFile;
 use asasr_engine::flux::params::{Adapter, Weights, adapter_params};
 use asasr_engine::flux::schedule::logit_normal;
 use asasr_engine::flux::transformer::{Flux, TEXT_TOKENS};
-use asasr_engine::flux::weights::{Folder, SafeFile};
+use asasr_engine::flux::weights::SafeFile;
 use asasr_engine::ops::adamw::{AdamW, Gradients};
 use asasr_engine::ops::embed::NoiseLevels;
 use asasr_engine::ops::sobolev::{Metric, Spectrum, Weight};
@@ -56,8 +57,8 @@ impl Peer {
         let settings: Settings = serde_json::from_slice(&std::fs::read(folder.join("step.json"))?)?;
         rayon::ThreadPoolBuilder::new().num_threads(settings.threads).use_current_thread().build_global()?;
         let device = Device::cpu();
-        let config = FluxConfig::load(folder.join("base"))?;
-        let weights = Weights::load(&Folder::open(folder.join("base"))?, &config, &device)?;
+        let base = BaseModel::open(folder.join("base"))?;
+        let weights = base.load(&device, DType::F32, &mut |_, _| ())?;
         let adapter = |name: &str| AdapterFile::load(folder.join(name), &device);
         let adapters = [adapter("base_sft")?, adapter("adv")?, adapter("train_dpo")?];
         let params = adapter_params(&device, &[&adapters[2]])?;
@@ -89,7 +90,7 @@ impl Peer {
             shared: 0,
             fresh: 0,
             settings,
-            config,
+            config: base.config().clone(),
             weights,
             adapters,
             params,

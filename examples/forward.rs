@@ -4,16 +4,16 @@
 //! cargo run --release --example forward -- TRANSFORMER INPUTS.safetensors OUTPUT.safetensors [ADAPTER [RESAVED]]
 //! ```
 //!
-//! TRANSFORMER is a diffusers folder. INPUTS holds `hidden_states` [B, N, C], `encoder_hidden_states` [B, T, joint],
+//! TRANSFORMER is whatever [`BaseModel::open`] takes: a diffusers folder, a single file. INPUTS holds `hidden_states` [B, N, C], `encoder_hidden_states` [B, T, joint],
 //! `pooled_projections` [B, pooled], `timestep` [B] (σ, in 0…1), `guidance` [B], `img_ids` [N, 3] and `txt_ids` [T, 3];
 //! OUTPUT gets `sample` [B, N, C]. ADAPTER is a LoRA, folder or file; RESAVED a folder it is written to once more, in this
 //! engine's own layout.
 
 use asasr_engine::autograd::{Tape, Var};
-use asasr_engine::engine::{Device, Tensor};
+use asasr_engine::engine::{DType, Device, Tensor};
 use asasr_engine::flux::transformer::Inputs;
 use asasr_engine::flux::weights::write_safetensors;
-use asasr_engine::flux::{Adapter, AdapterFile, Flux, FluxConfig, Folder, SafeFile, Weights};
+use asasr_engine::flux::{Adapter, AdapterFile, BaseModel, Flux, SafeFile};
 use asasr_engine::ops::AdapterSet;
 use asasr_engine::ops::embed::NoiseLevels;
 use asasr_engine::{Error, Result};
@@ -40,8 +40,9 @@ fn main() -> ExitCode {
 
 fn run(model: &str, inputs: &str, output: &str, adapter: Option<&str>, resaved: Option<&str>) -> Result<()> {
     let device = Device::cpu();
-    let config = FluxConfig::load(model)?;
-    let weights = Weights::load(&Folder::open(model)?, &config, &device)?;
+    let base = BaseModel::open(model)?;
+    let config = base.config().clone();
+    let weights = base.load(&device, DType::F32, &mut |_, _| ())?;
     let mut adapters = Vec::new();
     if let Some(path) = adapter {
         let file = AdapterFile::load(path, &device)?;

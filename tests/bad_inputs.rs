@@ -143,6 +143,15 @@ const CASES: &[Case] = &[
     })),
     ("a weight is missing", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| rewrite(d, BASE, |t| drop(t.remove("proj_out.bias")))),
     ("a weight is not a number", "train --stages sft --from [DIR]/run [SMALL] --out [DIR]/out", |d| poke(d, BASE, "x_embedder.weight", 5, f32::NAN)),
+    ("a weight of another name", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| rename(d, BASE, "context_embedder.bias", "context_embeder.bias")),
+    ("a weight too many", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| rewrite(d, BASE, |t| {
+        t.insert("pos_embed".into(), Stored { dtype: "F32".into(), shape: vec![1], bytes: vec![0; 4] });
+    })),
+    ("a truncated shard", "inspect [DIR]/run/base", |d| {
+        write(d, "run/base/m.safetensors.index.json", r#"{"weight_map": {"x_embedder.bias": "diffusion_pytorch_model.safetensors"}}"#);
+        cut(d, BASE, 0.5);
+    }),
+    ("weights of no FLUX", "inspect [DIR]/run/base", |d| tensors_in(d, BASE, r#"{"conv_in.weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8)),
     ("no weights", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| fs::remove_file(d.join(BASE)).unwrap()),
     ("model dimensions with an unknown key", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| edit(d, "run/base/config.json", "num_layer", json!(3))),
     ("model dimensions that contradict each other", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| edit(d, "run/base/config.json", "axes_dims_rope", json!([2, 2, 2]))),
@@ -157,6 +166,11 @@ const CASES: &[Case] = &[
     ("adapter_config.json that is not JSON", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| write(d, "run/base_sft/adapter_config.json", "r = 4")),
     ("DoRA", "inspect [DIR]/run/base_sft", |d| edit(d, "run/base_sft/adapter_config.json", "use_dora", json!(true))),
     ("adapter trained with an unknown resize", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| metadata(d, SFT, "lq_resize", "lanczos9")),
+    ("an adapter to be converted onto another", "convert-lora [DIR]/run/base_sft [DIR]/run/adv --format kohya", AS_IT_IS),
+    ("an adapter to be converted into no naming there is", "convert-lora [DIR]/run/base_sft [DIR]/x.safetensors --format lycoris", AS_IT_IS),
+    ("what is no adapter to be converted", "convert-lora [DIR]/photos [DIR]/x.safetensors --format kohya", AS_IT_IS),
+    ("a kohya adapter of an unknown layer", "convert-lora [DIR]/x.safetensors [DIR]/out --format diffusers", |d| tensors(d, r#"{"lora_unet_single_blocks_5_linear3.lora_down.weight":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"lora_unet_single_blocks_5_linear3.lora_up.weight":{"dtype":"F32","shape":[2,1],"data_offsets":[8,16]}}"#, 16)),
+    ("a kohya adapter of a text encoder", "convert-lora [DIR]/x.safetensors [DIR]/out --format diffusers", |d| tensors(d, r#"{"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"lora_unet_img_in.alpha":{"dtype":"F32","shape":[],"data_offsets":[4,8]}}"#, 8)),
     ("folder that is no adapter", "inspect [DIR]/photos", AS_IT_IS),
 
     // Upscaling, inspecting, verifying.
@@ -408,7 +422,12 @@ fn raw(dir: &Path, name: &str, length: u64, header: &str, data: usize) {
 
 /// `x.safetensors` with this header.
 fn tensors(dir: &Path, header: &str, data: usize) {
-    raw(dir, "x.safetensors", header.len() as u64, header, data);
+    tensors_in(dir, "x.safetensors", header, data);
+}
+
+/// The same of any name.
+fn tensors_in(dir: &Path, name: &str, header: &str, data: usize) {
+    raw(dir, name, header.len() as u64, header, data);
 }
 
 struct Stored {

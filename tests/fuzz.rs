@@ -5,8 +5,8 @@
 //! thousand run by default; `cargo xtask fuzz` runs a million.
 
 use asasr_engine::data::{Image, Photo};
-use asasr_engine::engine::Device;
-use asasr_engine::flux::{AdapterFile, FluxConfig, SafeFile};
+use asasr_engine::engine::{DType, Device};
+use asasr_engine::flux::{AdapterFile, BaseModel, FluxConfig, SafeFile, bfl};
 use asasr_engine::train::Config;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -203,7 +203,13 @@ fn entries() -> Vec<Entry> {
             damage: in_header,
             enter: safetensors,
         },
-        Entry { name: "adapter", seeds: vec![adapter_bytes()], damage: in_header, enter: adapter },
+        Entry {
+            name: "adapter",
+            seeds: vec![adapter_bytes(), kohya_bytes()],
+            damage: in_header,
+            enter: adapter,
+        },
+        Entry { name: "base model", seeds: vec![bfl_bytes()], damage: in_header, enter: base_model },
         Entry {
             name: "adapter_config.json",
             seeds: text(&[DESCRIPTION]),
@@ -287,6 +293,16 @@ fn read_adapter(weights: Vec<u8>, description: &str) -> bool {
 
 fn adapter(bytes: Vec<u8>) -> bool {
     read_adapter(bytes, DESCRIPTION)
+}
+
+fn base_model(bytes: Vec<u8>) -> bool {
+    thread_local!(static FOLDER: tempfile::TempDir = tempfile::tempdir().unwrap());
+    FOLDER.with(|dir| {
+        let path = dir.path().join("flux.safetensors");
+        std::fs::write(&path, bytes).unwrap();
+        let load = |base: BaseModel| base.load(&Device::cpu(), DType::F32, &mut |_, _| ());
+        BaseModel::open(&path).and_then(load).is_ok()
+    })
 }
 
 fn description(bytes: Vec<u8>) -> bool {
@@ -375,6 +391,33 @@ fn adapter_bytes() -> Vec<u8> {
         ("transformer.x_embedder.lora_A.weight", "F32", &[2, 4], 4),
         ("transformer.x_embedder.lora_B.weight", "F16", &[6, 2], 2),
     ])
+}
+
+fn kohya_bytes() -> Vec<u8> {
+    file(&[
+        ("lora_unet_double_blocks_0_img_attn_qkv.alpha", "F32", &[], 4),
+        ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "F32", &[2, 4], 4),
+        ("lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", "BF16", &[12, 2], 2),
+        ("lora_unet_single_blocks_3_linear1.lora_down.weight", "F16", &[1, 4], 2),
+        ("lora_unet_single_blocks_3_linear1.lora_up.weight", "F32", &[20, 1], 4),
+    ])
+}
+
+/// A model of one single block and one head, in Black Forest Labs' naming.
+fn bfl_bytes() -> Vec<u8> {
+    let config = FluxConfig {
+        in_channels: 4,
+        num_layers: 0,
+        num_single_layers: 1,
+        num_attention_heads: 1,
+        joint_attention_dim: 2,
+        pooled_projection_dim: 2,
+        mlp_ratio: 0.03125,
+        ..FluxConfig::default()
+    };
+    let all = bfl::parameters(&config);
+    let tensors: Vec<_> = all.iter().map(|(name, shape)| (name.as_str(), "BF16", &shape[..], 2)).collect();
+    file(&tensors)
 }
 
 fn colours(width: usize, height: usize) -> Image {

@@ -2,7 +2,7 @@
 
 use super::print;
 use asasr_engine::engine::Device;
-use asasr_engine::flux::{AdapterFile, SafeFile};
+use asasr_engine::flux::{AdapterFile, BaseModel, SafeFile};
 use asasr_engine::train::checkpoint::Checkpoint;
 use asasr_engine::train::{StageSummary, Summary};
 use asasr_engine::{Error, Result};
@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A .safetensors file, an adapter folder, a checkpoint or a run directory
+    /// A .safetensors file, a model's or an adapter's folder, a checkpoint or a run directory
     path: PathBuf,
 }
 
@@ -27,10 +27,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         print(&show_checkpoint(path)?)?;
     } else if path.join("log.jsonl").is_file() {
         print(&show_unfinished(path)?)?;
+    } else if path.is_dir()
+        && ["config.json", "transformer/config.json"].iter().any(|f| path.join(f).is_file())
+    {
+        print(&show_model(path)?)?;
     } else if path.is_dir() {
         print(&show_adapter(path)?)?;
     } else {
-        print(&show_tensors(path)?)?;
+        print(&show_file(path)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -115,6 +119,43 @@ fn show_adapter(path: &Path) -> Result<String> {
     Ok(text)
 }
 
+fn show_model(path: &Path) -> Result<String> {
+    let model = BaseModel::open(path)?;
+    let c = model.config();
+    Ok(format!(
+        "FLUX transformer in {}: {} double and {} single blocks, width {} in {} heads, {} channels, text {} and {}{}\n  \
+         {} values in {} bytes\n",
+        model.naming(),
+        c.num_layers,
+        c.num_single_layers,
+        c.dim(),
+        c.num_attention_heads,
+        c.in_channels,
+        c.joint_attention_dim,
+        c.pooled_projection_dim,
+        if c.guidance_embeds { ", guidance" } else { "" },
+        c.parameters().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>(),
+        model.bytes()?,
+    ))
+}
+
+/// An adapter by its modules; any other file by its tensors, below what model they make.
+fn show_file(path: &Path) -> Result<String> {
+    let file = SafeFile::open(path)?;
+    let is = |parts: &[&str]| file.names().any(|name| parts.iter().any(|part| name.contains(part)));
+    let shown = if is(&[".lora_A.", ".lora_down."]) {
+        match show_adapter(path) {
+            Ok(text) => return Ok(text),
+            Err(e) => format!("# no adapter: {e}\n"),
+        }
+    } else if is(&["single_blocks.", "single_transformer_blocks."]) {
+        show_model(path).unwrap_or_else(|e| format!("# no base model: {e}\n"))
+    } else {
+        String::new()
+    };
+    Ok(shown + &show_tensors(path)?)
+}
+
 fn show_tensors(path: &Path) -> Result<String> {
     let mut text = String::new();
     let file = SafeFile::open(path)?;
@@ -125,7 +166,7 @@ fn show_tensors(path: &Path) -> Result<String> {
     for name in file.names() {
         let shape = file.shape(name)?;
         values += shape.iter().product::<usize>();
-        let _ = writeln!(text, "{name:<72} {shape:?}");
+        let _ = writeln!(text, "{name:<72} {:<4} {shape:?}", file.dtype(name)?);
     }
     let _ = writeln!(text, "{} tensors, {values} values", file.names().count());
     Ok(text)

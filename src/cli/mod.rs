@@ -7,6 +7,7 @@ macro_rules! println {
     }};
 }
 
+mod convert_lora;
 mod degrade;
 mod device;
 mod doctor;
@@ -45,8 +46,10 @@ enum Command {
     Degrade(degrade::Args),
     /// Replay golden vectors recorded from the reference implementation
     Verify(verify::Args),
-    /// Show what a safetensors file, an adapter or a run directory holds
+    /// Show what a safetensors file, a model, an adapter or a run directory holds
     Inspect(inspect::Args),
+    /// Write an adapter in diffusers' or in kohya's naming, and compare what was written
+    ConvertLora(convert_lora::Args),
     /// Show a run, or two side by side, as one page
     Report(report::Args),
     /// Say what this machine has, what is missing, and what would run
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Degrade(args) => degrade::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::ConvertLora(args) => convert_lora::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Warm(args) => warm::run(&args),

@@ -7,6 +7,10 @@
 use super::arena::Device;
 use super::tensor::{DType, Tensor};
 use crate::{Error, Result};
+use rayon::prelude::*;
+
+/// Normals that one thread draws at a time on the CPU.
+const PIECE: usize = 1 << 16;
 
 const M0: u32 = 0xD251_1F53;
 const M1: u32 = 0xCD9E_8D57;
@@ -99,7 +103,10 @@ impl Philox {
                 return Ok(());
             }
             let words = bytemuck::pod_collect_to_vec::<f32, u64>(counter.f32());
-            Self::new(words[0], words[1]).normals(words[2], out.f32_mut());
+            let stream = Self::new(words[0], words[1]);
+            out.f32_mut().par_chunks_mut(PIECE).enumerate().for_each(|(i, piece)| {
+                stream.normals(words[2] + (i * PIECE) as u64, piece);
+            });
             return Ok(());
         };
         let kernel = gpu.kernel("philox.cu", "philox_normal_f32")?;

@@ -175,7 +175,12 @@ impl Tensor {
     /// A copy of `data` stored as bf16, rounded to nearest even.
     pub fn bf16_from_f32(device: &Device, shape: &[usize], data: &[f32]) -> Result<Self> {
         let halves: Vec<bf16> = data.iter().map(|&v| bf16::from_f32(v)).collect();
-        Self::holding(device, shape, DType::Bf16, &halves)
+        Self::from_bf16(device, shape, &halves)
+    }
+
+    /// A copy of `data`, as it is.
+    pub fn from_bf16(device: &Device, shape: &[usize], data: &[bf16]) -> Result<Self> {
+        Self::holding(device, shape, DType::Bf16, data)
     }
 
     /// What `make` gives, to be read. A CUDA device is given it once for each `name`, which says all that it depends on,

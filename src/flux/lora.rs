@@ -1,4 +1,4 @@
-//! Adapter (LoRA) files as diffusers and PEFT read and write them.
+//! Adapter (LoRA) files as diffusers and PEFT read and write them; those in kohya's naming are read, too ([`super::kohya`]).
 //!
 //! ```text
 //! transformer.<module>.lora_A.weight [r, in]    y += alpha/r · B(A x)    r is read from the tensors
@@ -9,6 +9,7 @@
 //! ignores `adapter_config.json` and takes alpha = r where there is no `.alpha` key, so ours always writes it.
 
 use super::config::FluxConfig;
+use super::kohya;
 use super::weights::{SafeFile, write_safetensors};
 use crate::engine::{Device, Tensor};
 use crate::error::did_you_mean;
@@ -26,9 +27,12 @@ pub const CONFIG: &str = "adapter_config.json";
 /// What diffusers' `save_lora_weights` calls the weights.
 const WEIGHTS_DIFFUSERS: &str = "pytorch_lora_weights.safetensors";
 /// The metadata key under which [`AdapterFile::lq_resize`] is kept.
-const LQ_RESIZE: &str = "lq_resize";
+pub(super) const LQ_RESIZE: &str = "lq_resize";
 /// The metadata key under which diffusers keeps PEFT's description, as JSON.
 const EMBEDDED: &str = "lora_adapter_metadata";
+
+/// How the names of A, B and alpha end.
+const HALVES: [&str; 3] = ["lora_A.weight", "lora_B.weight", "alpha"];
 
 /// One adapted linear layer.
 #[derive(Clone, Debug)]
@@ -97,13 +101,8 @@ impl Default for PeftConfig {
     }
 }
 
-/// The parts of one module, as they turn up in the file.
-#[derive(Default)]
-struct Parts<'a> {
-    a: Option<&'a str>,
-    b: Option<&'a str>,
-    alpha: Option<&'a str>,
-}
+/// The keys of one module's A, B and alpha, as they turn up in the file.
+type Parts<'a> = [Option<&'a str>; 3];
 
 impl AdapterFile {
     /// Reads an adapter: a folder that holds `adapter_model.safetensors`, or a `.safetensors` file. The description is
@@ -130,27 +129,18 @@ impl AdapterFile {
             (None, Some((path, text))) => Some(describe(path, text)?),
             (None, None) => None,
         };
+        let wrong = |detail: String| Error::format(weights, detail);
+        let kohya = kohya::named(file.names());
+        let halves = if kohya { kohya::HALVES } else { HALVES };
         let mut parts = BTreeMap::<String, Parts>::new();
         for key in file.names() {
-            let bare = key.strip_prefix("base_model.model.").unwrap_or(key);
-            let bare = bare.strip_prefix("transformer.").unwrap_or(bare);
-            let (module, half) = ["lora_A.weight", "lora_B.weight", "alpha"]
+            let bare = if kohya { kohya::layer(key).map_err(wrong)? } else { unprefixed_key(key) };
+            let (module, half) = halves
                 .into_iter()
-                .find_map(|half| Some((bare.strip_suffix(half)?.strip_suffix('.')?, half)))
-                .ok_or_else(|| {
-                    let wanted = "`….lora_A.weight`, `….lora_B.weight` or `….alpha`";
-                    Error::format(
-                        weights,
-                        format!("key `{key}` is none of {wanted}: not a diffusers or PEFT LoRA"),
-                    )
-                })?;
-            let entry = parts.entry(module.to_owned()).or_default();
-            let place = match half {
-                "lora_A.weight" => &mut entry.a,
-                "lora_B.weight" => &mut entry.b,
-                _ => &mut entry.alpha,
-            };
-            if let Some(other) = place.replace(key) {
+                .enumerate()
+                .find_map(|(i, half)| Some((bare.strip_suffix(half)?.strip_suffix('.')?, i)))
+                .ok_or_else(|| unknown_key(weights, key, halves))?;
+            if let Some(other) = parts.entry(module.to_owned()).or_default()[half].replace(key) {
                 return Err(Error::format(
                     weights,
                     format!("keys `{other}` and `{key}` are the same tensor"),
@@ -162,8 +152,18 @@ impl AdapterFile {
         }
         let mut modules = BTreeMap::new();
         for (module, part) in parts {
-            let read = read_module(file, &module, &part, config.as_ref(), device)?;
-            modules.insert(module, read);
+            if kohya {
+                let fused = read_module(file, &module, &part, halves, None, &Device::cpu())?;
+                for (module, m) in kohya::split(&module, fused).map_err(wrong)? {
+                    let m = LoraModule { a: m.a.to(device)?, b: m.b.to(device)?, ..m };
+                    if modules.insert(module.clone(), m).is_some() {
+                        return Err(wrong(format!("adapts module `{module}` twice")));
+                    }
+                }
+            } else {
+                let read = read_module(file, &module, &part, halves, config.as_ref(), device)?;
+                modules.insert(module, read);
+            }
         }
         let mut metadata = file.metadata().clone();
         let lq_resize = metadata.remove(LQ_RESIZE);
@@ -309,6 +309,22 @@ fn description_of(weights: &Path) -> Option<PathBuf> {
     [own, weights.with_file_name(CONFIG)].into_iter().find(|path| path.exists())
 }
 
+/// A key without what diffusers and PEFT put before the transformer's modules.
+fn unprefixed_key(key: &str) -> &str {
+    let bare = key.strip_prefix("base_model.model.").unwrap_or(key);
+    bare.strip_prefix("transformer.").unwrap_or(bare)
+}
+
+fn unknown_key(file: &Path, key: &str, [a, b, alpha]: [&str; 3]) -> Error {
+    Error::format(
+        file,
+        format!(
+            "key `{key}` is none of `….{a}`, `….{b}` or `….{alpha}`: not a LoRA as diffusers, PEFT or kohya's sd-scripts \
+             save one"
+        ),
+    )
+}
+
 /// A pipeline's description with the transformer's keys as PEFT has them; anything else as it is.
 fn unprefixed(text: &str) -> String {
     let Ok(Value::Object(map)) = serde_json::from_str(text) else { return text.to_owned() };
@@ -342,6 +358,7 @@ fn read_module(
     file: &SafeFile,
     module: &str,
     parts: &Parts,
+    [name_a, name_b, _]: [&str; 3],
     config: Option<&PeftConfig>,
     device: &Device,
 ) -> Result<LoraModule> {
@@ -350,10 +367,10 @@ fn read_module(
         Some(key) => file.weight(key, device),
         None => Err(wrong(format!("module `{module}` has no {which}; the file is incomplete"))),
     };
-    let (a, b) = (half(parts.a, "lora_A.weight")?, half(parts.b, "lora_B.weight")?);
+    let (a, b) = (half(parts[0], name_a)?, half(parts[1], name_b)?);
     check_shapes(module, a.shape(), b.shape()).map_err(wrong)?;
     let rank = a.shape()[0];
-    let alpha = match (parts.alpha, config) {
+    let alpha = match (parts[2], config) {
         (Some(key), _) => {
             let value = file.f64s(key)?;
             let [alpha] = value[..] else {

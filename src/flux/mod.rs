@@ -1,9 +1,13 @@
 //! The model: FLUX with a condition branch, adapter files, weights, schedules, sampler; the networks of its latents.
 //!
 //! Responsible for what a FLUX transformer is (its dimensions, weights, adapters, noise levels) and for the files it
-//! shares with diffusers and PEFT. Must not know data, losses, training stages or the command line.
+//! shares with diffusers and PEFT, and in their namings with Black Forest Labs and kohya's sd-scripts. Must not know data, losses, training stages or the command line.
 
+pub mod base;
+pub mod bfl;
 pub mod config;
+pub mod convert;
+pub mod kohya;
 pub mod lora;
 pub mod params;
 pub mod rounding;
@@ -13,6 +17,7 @@ pub mod taef1;
 pub mod transformer;
 pub mod weights;
 
+pub use base::BaseModel;
 pub use config::FluxConfig;
 pub use lora::{AdapterFile, LoraModule};
 pub use params::{Adapter, Weights};

@@ -1,8 +1,6 @@
 //! What the transformer computes with: base weights and adapters by module name, frozen or bound to trainable leaves.
 
-use super::config::FluxConfig;
 use super::lora::AdapterFile;
-use super::weights::Folder;
 use crate::autograd::{LeafId, ParamSet, Tape, Var};
 use crate::engine::{DType, Device, Tensor};
 use crate::ops::cast;
@@ -19,17 +17,20 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Frozen weights of `config` from a diffusers folder (sharded or not), every one checked for presence, shape and
-    /// finite values.
-    pub fn load(folder: &Folder, config: &FluxConfig, device: &Device) -> Result<Self> {
-        let mut map = HashMap::new();
-        let parameters = config.parameters();
-        folder.expect(&parameters)?;
-        for (name, _) in parameters {
-            let tensor = folder.weight(&name, device)?;
-            map.insert(name, (tensor, None));
+    /// Frozen weights for passes whose activations are of `activations`, in which their matrices are already.
+    pub(super) fn of(tensors: Vec<(String, Tensor)>, activations: DType) -> Self {
+        let map = tensors.into_iter().map(|(name, tensor)| (name, (tensor, None))).collect();
+        Self { map: Arc::new(map), activations }
+    }
+
+    /// Refuses activations that `device`, on which `what` is, cannot compute in.
+    pub(super) fn expect_possible(activations: DType, device: &Device, what: &str) -> Result<()> {
+        if activations == DType::Bf16 && device.gpu().is_none() {
+            return Err(Error::Usage(format!(
+                "bf16 activations are for CUDA devices, {what} is on {device:?}: use f32 there"
+            )));
         }
-        Ok(Self { map: Arc::new(map), activations: DType::F32 })
+        Ok(())
     }
 
     /// Views of trainable parameters; drop them before the optimizer writes.
@@ -55,12 +56,7 @@ impl Weights {
         let mut map = HashMap::with_capacity(self.map.len());
         for (name, (tensor, leaf)) in self.map.iter() {
             let halved = dtype == DType::Bf16 && leaf.is_none() && tensor.shape().len() == 2;
-            if dtype == DType::Bf16 && tensor.device().gpu().is_none() {
-                return Err(Error::Usage(format!(
-                    "bf16 activations are for CUDA devices, {name} is on {:?}: use f32 there",
-                    tensor.device()
-                )));
-            }
+            Self::expect_possible(dtype, tensor.device(), name)?;
             let tensor = if halved { cast::to(tensor, dtype)? } else { tensor.clone() };
             map.insert(name.clone(), (tensor, *leaf));
         }

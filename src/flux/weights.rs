@@ -7,13 +7,18 @@ use crate::engine::{DType, Device, Tensor, simd};
 use crate::error::did_you_mean;
 use crate::files::replace;
 use crate::{Error, Result};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// Values that one thread converts or checks at a time.
+const PIECE: usize = 1 << 18;
 /// Bytes before the header: its length as a little-endian u64.
 const PREFIX: usize = 8;
 /// The largest header the format allows.
@@ -93,6 +98,11 @@ impl SafeFile {
         Ok(&self.info(name)?.shape)
     }
 
+    /// How a tensor's values are stored, as the format calls it (`BF16`).
+    pub fn dtype(&self, name: &str) -> Result<String> {
+        Ok(format!("{:?}", self.info(name)?.dtype))
+    }
+
     fn info(&self, name: &str) -> Result<&TensorInfo> {
         self.tensors.get(name).ok_or_else(|| {
             let hint = did_you_mean(name, self.names());
@@ -110,26 +120,41 @@ impl SafeFile {
 
     /// A tensor as f32: F32 as it is, BF16 and F16 widened, F64 rounded.
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
-        let info = self.info(name)?;
-        Tensor::from_slice(device, &info.shape, &self.f32s(name, info)?)
+        let slice = self.slice(name, &[])?;
+        Tensor::from_slice(device, &slice.shape, &slice.f32s()?)
     }
 
     /// A tensor to compute with: [`SafeFile::tensor`], refused unless every value is a finite number.
     pub fn weight(&self, name: &str, device: &Device) -> Result<Tensor> {
+        self.slice(name, &[])?.weight(DType::F32, device)
+    }
+
+    /// The rows `rows` of a tensor, one range after the other; all of it where there is no range. Nothing is read yet.
+    pub(super) fn slice(&self, name: &str, rows: &[Range<usize>]) -> Result<Slice<'_>> {
         let info = self.info(name)?;
-        let (values, shape) = (self.f32s(name, info)?, &info.shape);
-        if let Some(i) = simd::first_non_finite(&values) {
-            let value = values[i];
-            return Err(Error::format(
-                &self.path,
-                format!(
-                    "tensor `{name}` {shape:?} holds {value} at index {:?}, wanted finite numbers: the training that wrote \
-                     it went astray, or the file is damaged; use an earlier one",
-                    index(shape, i)
-                ),
-            ));
+        let (mut shape, all) = (info.shape.clone(), self.bytes(info));
+        if rows.is_empty() {
+            return Ok(Slice {
+                file: self,
+                name: name.to_owned(),
+                dtype: info.dtype,
+                shape,
+                bytes: all.into(),
+            });
         }
-        Tensor::from_slice(device, shape, &values)
+        let height = shape.first().copied().unwrap_or(0);
+        if rows.iter().any(|r| r.start > r.end || r.end > height) {
+            let detail = format!("rows {rows:?} of tensor `{name}` {shape:?} are wanted");
+            return Err(Error::format(&self.path, detail));
+        }
+        let row = all.len().checked_div(height).unwrap_or(0);
+        shape[0] = rows.iter().map(Range::len).sum();
+        let part = |r: &Range<usize>| &all[r.start * row..r.end * row];
+        let bytes = match rows {
+            [one] => part(one).into(),
+            more => more.iter().map(part).collect::<Vec<_>>().concat().into(),
+        };
+        Ok(Slice { file: self, name: name.to_owned(), dtype: info.dtype, shape, bytes })
     }
 
     /// [`SafeFile::weight`], refused unless its shape is `want`.
@@ -144,27 +169,11 @@ impl SafeFile {
 
     /// A tensor as it is stored where that is BF16, as f32 otherwise (see [`SafeFile::tensor`]).
     pub fn stored(&self, name: &str, device: &Device) -> Result<Tensor> {
-        let info = self.info(name)?;
-        let values = self.f32s(name, info)?;
-        match info.dtype {
-            Dtype::BF16 => Tensor::bf16_from_f32(device, &info.shape, &values),
-            _ => Tensor::from_slice(device, &info.shape, &values),
+        let slice = self.slice(name, &[])?;
+        match slice.dtype {
+            Dtype::BF16 => Tensor::bf16_from_f32(device, &slice.shape, &slice.f32s()?),
+            _ => Tensor::from_slice(device, &slice.shape, &slice.f32s()?),
         }
-    }
-
-    fn f32s(&self, name: &str, info: &TensorInfo) -> Result<Cow<'_, [f32]>> {
-        let bytes = self.bytes(info);
-        let values = match info.dtype {
-            Dtype::F32 => match bytemuck::try_cast_slice(bytes) {
-                Ok(aligned) => return Ok(Cow::Borrowed(aligned)),
-                Err(_) => each(bytes, f32::from_le_bytes),
-            },
-            Dtype::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            Dtype::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
-            other => return Err(self.unreadable(name, other, "F32, BF16, F16, F64")),
-        };
-        Ok(Cow::Owned(values))
     }
 
     /// A tensor's values in f64, whatever they are stored as; for verification. I64 beyond 2⁵³ is rounded.
@@ -183,6 +192,112 @@ impl SafeFile {
             other => return Err(self.unreadable(name, other, "F64, F32, F16, BF16, I64, I32, I16, U8")),
         })
     }
+}
+
+/// A stored tensor, or rows of one.
+pub(super) struct Slice<'f> {
+    file: &'f SafeFile,
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Cow<'f, [u8]>,
+}
+
+impl Slice<'_> {
+    /// Bytes in the file.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Refuses what cannot be computed with.
+    pub fn expect_readable(&self) -> Result<()> {
+        match self.dtype {
+            Dtype::F32 | Dtype::BF16 | Dtype::F16 | Dtype::F64 => Ok(()),
+            other => Err(self.file.unreadable(&self.name, other, "F32, BF16, F16, F64")),
+        }
+    }
+
+    fn f32s(&self) -> Result<Cow<'_, [f32]>> {
+        self.expect_readable()?;
+        let bytes = &*self.bytes;
+        Ok(Cow::Owned(match self.dtype {
+            Dtype::F32 => match bytemuck::try_cast_slice(bytes) {
+                Ok(aligned) => return Ok(Cow::Borrowed(aligned)),
+                Err(_) => each(bytes, f32::from_le_bytes),
+            },
+            Dtype::BF16 => widened::<bf16>(bytes),
+            Dtype::F16 => widened::<f16>(bytes),
+            _ => each(bytes, |b| f64::from_le_bytes(b) as f32),
+        }))
+    }
+
+    /// As a tensor of `dtype`, refused unless every value is a finite number there. On the host no more than this one
+    /// tensor is held, and nothing of one that is stored as it is wanted.
+    pub fn weight(&self, dtype: DType, device: &Device) -> Result<Tensor> {
+        match dtype {
+            DType::F32 => {
+                let values = self.f32s()?;
+                let bad = values.par_chunks(PIECE).enumerate().find_map_first(|(i, piece)| {
+                    let at = simd::first_non_finite(piece)?;
+                    Some((i * PIECE + at, piece[at]))
+                });
+                self.expect_finite(bad)?;
+                Tensor::from_slice(device, &self.shape, &values)
+            }
+            DType::Bf16 => {
+                let halves = self.bf16s()?;
+                let bad = halves.par_chunks(PIECE).enumerate().find_map_first(|(i, piece)| {
+                    let wrong = piece.iter().fold(false, |bad, v| bad | !v.is_finite());
+                    let at = if wrong { piece.iter().position(|v| !v.is_finite())? } else { return None };
+                    Some((i * PIECE + at, piece[at].to_f32()))
+                });
+                self.expect_finite(bad)?;
+                Tensor::from_bf16(device, &self.shape, &halves)
+            }
+        }
+    }
+
+    fn bf16s(&self) -> Result<Cow<'_, [bf16]>> {
+        if self.dtype == Dtype::BF16
+            && let Ok(aligned) = bytemuck::try_cast_slice(&self.bytes)
+        {
+            return Ok(Cow::Borrowed(aligned));
+        }
+        let values = self.f32s()?;
+        let mut halves = vec![bf16::ZERO; values.len()];
+        let pieces = halves.par_chunks_mut(PIECE).zip(values.par_chunks(PIECE));
+        pieces.for_each(|(to, from)| to.convert_from_f32_slice(from));
+        Ok(Cow::Owned(halves))
+    }
+
+    fn expect_finite(&self, bad: Option<(usize, f32)>) -> Result<()> {
+        let Some((i, value)) = bad else { return Ok(()) };
+        let (name, shape) = (&self.name, &self.shape);
+        Err(Error::format(
+            &self.file.path,
+            format!(
+                "tensor `{name}` {shape:?} holds {value} at index {:?}, wanted finite numbers: the training that wrote \
+                 it went astray, or the file is damaged; use an earlier one",
+                index(shape, i)
+            ),
+        ))
+    }
+}
+
+/// Values of two bytes as f32.
+fn widened<H>(bytes: &[u8]) -> Vec<f32>
+where
+    H: bytemuck::Pod + Sync,
+    [H]: HalfFloatSliceExt,
+{
+    let mut out = vec![0.0; bytes.len() / 2];
+    out.par_chunks_mut(PIECE).zip(bytes.par_chunks(2 * PIECE)).for_each(|(to, from)| {
+        match bytemuck::try_cast_slice::<u8, H>(from) {
+            Ok(aligned) => aligned.convert_to_f32_slice(to),
+            Err(_) => bytemuck::pod_collect_to_vec::<u8, H>(from).convert_to_f32_slice(to),
+        }
+    });
+    out
 }
 
 /// Where element `i` of a row-major tensor is.
@@ -249,11 +364,7 @@ impl Folder {
         let (indices, files) = (ending(".safetensors.index.json"), ending(".safetensors"));
         match (indices[..].as_ref(), files[..].as_ref()) {
             ([index], _) => Self::sharded(dir, &dir.join(index)),
-            ([], [file]) => {
-                let file = SafeFile::open(dir.join(file))?;
-                let index = file.names().map(|n| (n.to_owned(), 0)).collect();
-                Ok(Self { dir: dir.to_path_buf(), files: vec![file], index })
-            }
+            ([], [file]) => Ok(Self { dir: dir.to_path_buf(), ..Self::of(SafeFile::open(dir.join(file))?) }),
             ([], []) => Err(Error::format(dir, "holds no .safetensors file")),
             ([], many) => Err(Error::format(
                 dir,
@@ -266,6 +377,12 @@ impl Folder {
                 Err(Error::format(dir, format!("holds {} indices, wanted one: {many:?}", many.len())))
             }
         }
+    }
+
+    /// One file as if it were a folder.
+    pub(super) fn of(file: SafeFile) -> Self {
+        let index = file.names().map(|n| (n.to_owned(), 0)).collect();
+        Self { dir: file.path().to_path_buf(), files: vec![file], index }
     }
 
     fn sharded(dir: &Path, path: &Path) -> Result<Self> {
@@ -320,6 +437,11 @@ impl Folder {
     /// A tensor in bf16 where it is stored so; see [`SafeFile::stored`].
     pub fn stored(&self, name: &str, device: &Device) -> Result<Tensor> {
         self.file(name)?.stored(name, device)
+    }
+
+    /// The rows `rows` of a tensor; see [`SafeFile::slice`].
+    pub(super) fn slice(&self, name: &str, rows: &[Range<usize>]) -> Result<Slice<'_>> {
+        self.file(name)?.slice(name, rows)
     }
 
     /// Refuses a folder that lacks one of these tensors or holds it in another shape. Others may be there as well.

@@ -2,13 +2,13 @@
 
 use crate::autograd::{Tape, Var};
 use crate::data::{Codec, Image, LqResize};
-use crate::engine::{Device, Philox, Tensor};
+use crate::engine::{DType, Device, Philox, Tensor};
+use crate::flux::base::BaseModel;
 use crate::flux::config::FluxConfig;
 use crate::flux::lora::AdapterFile;
 use crate::flux::params::{Adapter, Weights};
 use crate::flux::sampler::{Conditions, sample};
 use crate::flux::transformer::{Flux, TEXT_TOKENS, grid_ids};
-use crate::flux::weights::Folder;
 use crate::ops::patch::{Pack, Unpack};
 use crate::{Error, Result};
 use std::path::Path;
@@ -73,8 +73,8 @@ impl Model {
     pub fn open(run: &Path, adapters: &[&str], device: &Device) -> Result<Self> {
         expect_run(run)?;
         let base = run.join(layout::BASE);
-        let config = FluxConfig::load(&base)?;
-        let weights = Weights::load(&Folder::open(&base)?, &config, device)?;
+        let base = BaseModel::open(&base)?;
+        let (config, weights) = (base.config().clone(), base.load(device, DType::F32, &mut |_, _| ())?);
         let mut loaded = Vec::new();
         let mut lq_resize = LqResize::TorchBicubic;
         for dir in adapters.iter().map(|name| run.join(name)).filter(|d| d.is_dir()) {

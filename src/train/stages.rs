@@ -9,11 +9,11 @@ use super::options::{Named, StageName};
 use super::validation::Validation;
 use crate::autograd::ParamSet;
 use crate::data::{Degradation, Sampler};
-use crate::engine::Device;
+use crate::engine::{DType, Device};
+use crate::flux::base::BaseModel;
 use crate::flux::config::FluxConfig;
 use crate::flux::lora::{AdapterFile, LoraModule};
 use crate::flux::params::{Adapter, Weights};
-use crate::flux::weights::Folder;
 use crate::infer::model::layout;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -186,13 +186,13 @@ impl Artifacts {
     pub fn load(&mut self, run: &Path, names: &[&str], config: &FluxConfig, device: &Device) -> Result<()> {
         if names.contains(&layout::BASE) {
             let base = run.join(layout::BASE);
-            let stored = FluxConfig::load(&base)?;
-            if &stored != config {
-                let detail =
-                    format!("another model than the options ask for: {}", stored.differences(config));
+            let stored = BaseModel::open(&base)?;
+            if stored.config() != config {
+                let differences = stored.config().differences(config);
+                let detail = format!("another model than the options ask for: {differences}");
                 return Err(Error::format(base.join("config.json"), detail));
             }
-            self.base = Some(Weights::load(&Folder::open(&base)?, config, device)?);
+            self.base = Some(stored.load(device, DType::F32, &mut |_, _| ())?);
         }
         for &name in names.iter().filter(|n| **n != layout::BASE) {
             let dir = run.join(name);

@@ -6,12 +6,12 @@ use crate::Result;
 use crate::autograd::tape::Rewrite;
 use crate::autograd::{ParamSet, Tape};
 use crate::engine::{DType, Device};
+use crate::flux::base::BaseModel;
 use crate::flux::config::FluxConfig;
 use crate::flux::lora::AdapterFile;
 use crate::flux::params::{Adapter, Weights};
 use crate::flux::rounding::{Class, NAIVE, rounded_adapter, rounded_matrices, rounding, with_rounded};
 use crate::flux::transformer::Flux;
-use crate::flux::weights::Folder;
 
 /// What the naive implementations that bf16 is measured by do not round. None rounds velocities and energies: where those
 /// are bf16 a small gap is lost, which looks like an error no larger than the gap. What one is off by in a single number is
@@ -84,8 +84,8 @@ pub(super) struct Model {
 impl Model {
     /// With the recorded weights, frozen.
     pub fn open(f: &Fixture, run: &Run) -> Result<Self> {
-        let config = FluxConfig::load(f.model_dir())?;
-        let weights = Weights::load(&Folder::open(f.model_dir())?, &config, run.device)?;
+        let base = BaseModel::open(f.model_dir())?;
+        let (config, weights) = (base.config().clone(), base.load(run.device, DType::F32, &mut |_, _| ())?);
         let weights = match run.arithmetic {
             Engine(_) => weights,
             Naive(_) => rounded_matrices(&weights, run.device)?,

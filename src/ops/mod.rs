@@ -9,6 +9,7 @@ use crate::{Error, Result};
 use rayon::prelude::*;
 use std::sync::Arc;
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod blend;
@@ -24,6 +25,7 @@ pub mod linear;
 pub mod modulate;
 pub mod multiplier;
 pub mod negative;
+pub mod norm;
 pub mod patch;
 pub mod qk_norm_rope;
 pub mod reduce;
@@ -419,6 +421,7 @@ pub fn given(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
 /// Every op's cases.
 pub fn cases(device: &Device) -> Vec<Case> {
     [
+        activation::cases(device),
         attention::cases(device),
         blend::cases(device),
         cast::cases(device),
@@ -430,6 +433,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
         linear::cases(device),
         modulate::cases(device),
         negative::cases(device),
+        norm::cases(device),
         patch::cases(device),
         qk_norm_rope::cases(device),
         reduce::cases(device),

@@ -10,6 +10,7 @@ macro_rules! println {
 mod degrade;
 mod device;
 mod doctor;
+mod encode_prompt;
 mod eval;
 mod inspect;
 mod report;
@@ -43,6 +44,8 @@ enum Command {
     Eval(eval::Args),
     /// Make pairs for training of good pictures: Real-ESRGAN's degradation, with a manifest
     Degrade(degrade::Args),
+    /// Encode a prompt once, with FLUX.1's text encoders
+    EncodePrompt(encode_prompt::Args),
     /// Replay golden vectors recorded from the reference implementation
     Verify(verify::Args),
     /// Show what a safetensors file, an adapter or a run directory holds
@@ -63,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Upscale(args) => upscale::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Degrade(args) => degrade::run(&args),
+        Command::EncodePrompt(args) => encode_prompt::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Report(args) => report::run(&args),

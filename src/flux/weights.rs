@@ -9,6 +9,7 @@ use crate::files::replace;
 use crate::{Error, Result};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -152,9 +153,31 @@ impl SafeFile {
         }
     }
 
+    /// Rows of a matrix as f32, in the order asked for: of an embedding those that are used.
+    pub fn rows(&self, name: &str, rows: &[usize]) -> Result<Vec<f32>> {
+        let info = self.info(name)?;
+        let &[all, width] = &info.shape[..] else {
+            let detail = format!("tensor `{name}` has shape {:?}, wanted a matrix", info.shape);
+            return Err(Error::format(&self.path, detail));
+        };
+        let row = self.bytes(info).len() / all.max(1);
+        let mut out = Vec::with_capacity(rows.len() * width);
+        for &i in rows {
+            if i >= all {
+                let detail = format!("row {i} of tensor `{name}` is wanted, which has {all}");
+                return Err(Error::format(&self.path, detail));
+            }
+            out.extend_from_slice(&self.values(name, info.dtype, &self.bytes(info)[i * row..][..row])?);
+        }
+        Ok(out)
+    }
+
     fn f32s(&self, name: &str, info: &TensorInfo) -> Result<Cow<'_, [f32]>> {
-        let bytes = self.bytes(info);
-        let values = match info.dtype {
+        self.values(name, info.dtype, self.bytes(info))
+    }
+
+    fn values<'b>(&self, name: &str, dtype: Dtype, bytes: &'b [u8]) -> Result<Cow<'b, [f32]>> {
+        let values = match dtype {
             Dtype::F32 => match bytemuck::try_cast_slice(bytes) {
                 Ok(aligned) => return Ok(Cow::Borrowed(aligned)),
                 Err(_) => each(bytes, f32::from_le_bytes),
@@ -317,9 +340,29 @@ impl Folder {
     pub fn weight(&self, name: &str, device: &Device) -> Result<Tensor> {
         self.file(name)?.weight(name, device)
     }
+    /// Rows of a matrix; see [`SafeFile::rows`].
+    pub fn rows(&self, name: &str, rows: &[usize]) -> Result<Vec<f32>> {
+        self.file(name)?.rows(name, rows)
+    }
     /// A tensor in bf16 where it is stored so; see [`SafeFile::stored`].
     pub fn stored(&self, name: &str, device: &Device) -> Result<Tensor> {
         self.file(name)?.stored(name, device)
+    }
+
+    /// A hash that tells these weights from others without reading them whole: of every tensor's name, dtype, shape and
+    /// first 4 KiB, as no training leaves any matrix as it was.
+    pub fn identity(&self) -> String {
+        const LOOKED_AT: usize = 4096;
+        let mut hash = Sha256::new();
+        for (name, &place) in &self.index {
+            let file = &self.files[place];
+            // The index names what its file holds.
+            let Some(info) = file.tensors.get(name) else { continue };
+            let bytes = file.bytes(info);
+            hash.update(format!("{name} {:?} {:?}\n", info.dtype, info.shape));
+            hash.update(&bytes[..bytes.len().min(LOOKED_AT)]);
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Refuses a folder that lacks one of these tensors or holds it in another shape. Others may be there as well.

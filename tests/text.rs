@@ -1,0 +1,166 @@
+//! Prompts: tokenizers against ids that `transformers` gives, a model without them, what is refused, the cache.
+//! FLUX.1's tokenizers are not kept in the repository: they are looked for in `../shared/data`; where they are absent
+//! those tests are skipped, and say so.
+#![cfg(feature = "text")]
+
+use asasr_engine::engine::{DType, Device};
+use asasr_engine::flux::text::{Cache, Clip, Prompt, T5, TextEncoders, Tokenizer};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const TINY: &str = "tests/golden/tiny_flux";
+
+fn tokenizer(part: &str, length: usize) -> Option<Tokenizer> {
+    let path = Path::new("../shared/data/tokenizers").join(part);
+    if !path.exists() {
+        println!("skipped: {} is not here", path.display());
+        return None;
+    }
+    Some(Tokenizer::open(&path, length).unwrap())
+}
+
+/// A copy of the tiny model's encoders.
+fn model(at: &Path) -> PathBuf {
+    for part in ["text_encoder", "text_encoder_2"] {
+        fs::create_dir_all(at.join(part)).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(Path::new(TINY).join(part).join(file), at.join(part).join(file)).unwrap();
+        }
+    }
+    at.to_path_buf()
+}
+
+fn open(dir: &Path) -> TextEncoders {
+    TextEncoders::open(dir, &Device::cpu(), DType::F32).unwrap()
+}
+
+/// Ids before the padding, after which nothing but `pad` may come.
+fn words(ids: &[u32], length: usize, pad: u32) -> Vec<u32> {
+    assert_eq!(ids.len(), length);
+    let end = ids.iter().rposition(|&id| id != pad).map_or(0, |i| i + 1);
+    ids[..end].to_vec()
+}
+
+#[test]
+fn clip_prompts_become_the_ids_of_transformers() {
+    let Some(clip) = tokenizer("tokenizer", 77) else { return };
+    let of = |text: &str| words(&clip.encode(text).unwrap(), 77, 49407);
+    assert_eq!(of("a photo of a cat"), [49406, 320, 1125, 539, 320, 2368]);
+    assert_eq!(of(""), [49406]);
+    assert_eq!(of("A  Photo\nof a CAT"), of("a photo of a cat"));
+    // Cut, the end is kept.
+    let long = clip.encode(&"cat ".repeat(100)).unwrap();
+    assert_eq!((long.len(), long[0], long[75], long[76]), (77, 49406, 2368, 49407));
+}
+
+#[test]
+fn t5_prompts_become_the_ids_of_transformers() {
+    let Some(t5) = tokenizer("tokenizer_2", 512) else { return };
+    let of = |text: &str| words(&t5.encode(text).unwrap(), 512, 0);
+    assert_eq!(of("Hello world"), [8774, 296, 1]);
+    assert_eq!(of(""), [1]);
+    let Some(short) = tokenizer("tokenizer_2", 3) else { return };
+    assert_eq!(short.encode("Hello world Hello world").unwrap(), [8774, 296, 1]);
+}
+
+#[test]
+fn a_model_without_tokenizers_knows_the_empty_prompt() {
+    let tiny = open(Path::new(TINY));
+    let got = tiny.encode("", 20).unwrap();
+    let t5 = T5::open(Path::new(TINY).join("text_encoder_2"), &Device::cpu(), DType::F32).unwrap();
+    let mut ids = vec![0; 20];
+    ids[0] = 1;
+    assert_eq!(got.txt.f32(), t5.encode(&[ids], &mut |_, _| {}).unwrap().f32());
+    let clip = Clip::open(Path::new(TINY).join("text_encoder"), &Device::cpu(), DType::F32).unwrap();
+    let mut ids = vec![63; 77];
+    ids[0] = 62;
+    assert_eq!(got.pooled.f32(), clip.encode(&[ids]).unwrap().1.f32());
+    assert_eq!((got.txt.shape(), got.pooled.shape()), (&[20, 32][..], &[24][..]));
+    let refused = tiny.encode("a cat", 20).unwrap_err();
+    assert!(refused.exit_code() == 2 && refused.to_string().contains("has no folder tokenizer"), "{refused}");
+    assert!(tiny.encode("", 0).unwrap_err().to_string().contains("0 text tokens"));
+}
+
+#[test]
+fn ids_beyond_the_vocabulary_are_refused_with_the_numbers() {
+    let t5 = T5::open(Path::new(TINY).join("text_encoder_2"), &Device::cpu(), DType::F32).unwrap();
+    let refused = t5.encode(&[vec![1, 0], vec![5, 96]], &mut |_, _| {}).unwrap_err().to_string();
+    assert!(refused.contains("token 1 of prompt 1 is 96") && refused.contains("has 96"), "{refused}");
+    let refused = t5.encode(&[vec![1], vec![5, 9]], &mut |_, _| {}).unwrap_err().to_string();
+    assert!(refused.contains("[1, 2] tokens"), "{refused}");
+    let clip = Clip::open(Path::new(TINY).join("text_encoder"), &Device::cpu(), DType::F32).unwrap();
+    let refused = clip.encode(&[vec![1; 78]]).unwrap_err().to_string();
+    assert!(refused.contains("78 tokens") && refused.contains("at most 77"), "{refused}");
+    // A whole model's tokenizers beside a small one's encoders.
+    let dir = tempfile::tempdir().unwrap();
+    let source = Path::new("../shared/data/tokenizers");
+    if !source.exists() {
+        println!("skipped: {} is not here", source.display());
+        return;
+    }
+    let tiny = model(dir.path());
+    for part in ["tokenizer", "tokenizer_2"] {
+        std::os::unix::fs::symlink(fs::canonicalize(source.join(part)).unwrap(), tiny.join(part)).unwrap();
+    }
+    let refused = open(&tiny).encode("a photo of a cat", 16).unwrap_err().to_string();
+    assert!(refused.contains("token 0 of prompt 0 is 49406; the vocabulary"), "{refused}");
+}
+
+#[test]
+fn encoders_of_another_kind_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let tiny = model(dir.path());
+    let with = |part: &str, from: &str, to: &str| {
+        let path = tiny.join(part).join("config.json");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(&path, text.replace(from, to)).unwrap();
+        let refused = TextEncoders::open(&tiny, &Device::cpu(), DType::F32).err().unwrap().to_string();
+        fs::write(&path, text).unwrap();
+        refused
+    };
+    let (clip, t5) = ("text_encoder", "text_encoder_2");
+    assert!(with(clip, "\"quick_gelu\"", "\"gelu\"").contains("hidden_act is gelu, only quick_gelu"));
+    assert!(
+        with(clip, "\"num_attention_heads\": 4", "\"num_attention_heads\": 5").contains("no multiple of")
+    );
+    assert!(with(clip, "\"vocab_size\": 64", "\"vocab_size\": 65").contains("[64, 24]"));
+    assert!(with(clip, "\"hidden_size\": 24,", "").contains("missing field `hidden_size`"));
+    assert!(with(t5, "\"gated-gelu\"", "\"relu\"").contains("feed_forward_proj is relu"));
+    assert!(with(t5, "\"t5\"", "\"mt5\"").contains("model_type is mt5"));
+    assert!(with(t5, "\"num_heads\": 4", "\"num_heads\": 0").contains("num_heads is 0"));
+    assert!(with(t5, "_num_buckets\": 32", "_num_buckets\": 30").contains("multiple of 4"));
+    let refused = TextEncoders::open(&tiny, &Device::cpu(), DType::Bf16).err().unwrap().to_string();
+    assert!(refused.contains("bf16 is for CUDA devices"), "{refused}");
+    fs::create_dir(tiny.join("tokenizer")).unwrap();
+    let refused = open(&tiny).encode("", 4).unwrap_err().to_string();
+    assert!(refused.contains("neither tokenizer.json nor"), "{refused}");
+    fs::remove_dir_all(tiny.join(t5)).unwrap();
+    let refused = TextEncoders::open(&tiny, &Device::cpu(), DType::F32).err().unwrap().to_string();
+    assert!(refused.contains("has no folder text_encoder_2"), "{refused}");
+}
+
+#[test]
+fn a_prompt_is_encoded_once_and_again_when_anything_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let tiny = model(&dir.path().join("model"));
+    let cache = Cache::open(dir.path().join("prompts")).unwrap();
+    let get = |tokens: usize| open(&tiny).encode_cached("", tokens, &cache).unwrap();
+    let ((first, made), (again, had)) = (get(8), get(8));
+    assert!(!made && had);
+    assert_eq!(
+        (first.txt.f32(), first.pooled.f32(), again.txt.shape()),
+        (again.txt.f32(), again.pooled.f32(), &[8, 32][..])
+    );
+    assert!(!get(9).1 && get(9).1);
+    // One weight.
+    let path = tiny.join("text_encoder_2/model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[data + 2] ^= 4;
+    fs::write(&path, bytes).unwrap();
+    assert!(!get(8).1 && get(8).1);
+    let out = dir.path().join("out.safetensors");
+    first.save(&out).unwrap();
+    assert_eq!(Prompt::load(&out).unwrap().txt.f32(), first.txt.f32());
+}

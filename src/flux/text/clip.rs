@@ -6,7 +6,7 @@ use crate::ops::activation::Activation;
 use crate::ops::sdpa::Sdpa;
 use crate::{Error, Result};
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// `eos_token_id` in the configuration of OpenAI's models, which is not their tokenizer's.
 const LEGACY_EOS: u32 = 2;
@@ -46,28 +46,31 @@ fn model_type() -> String {
 }
 
 impl ClipConfig {
-    fn check(&self, path: &Path) -> Result<()> {
-        let wrong = |detail: String| Err(Error::format(path, detail));
+    /// Of the text of a `config.json`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = encoder::fields(text)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
         if self.model_type != model_type() {
-            return wrong(format!("model_type is {}, wanted {}", self.model_type, model_type()));
+            return Err(format!("model_type is {}, wanted {}", self.model_type, model_type()));
         }
         if self.hidden_act != "quick_gelu" {
-            return wrong(format!("hidden_act is {}, only quick_gelu is supported", self.hidden_act));
+            return Err(format!("hidden_act is {}, only quick_gelu is supported", self.hidden_act));
         }
-        expect_sizes(
-            path,
-            &[
-                ("vocab_size", self.vocab_size),
-                ("hidden_size", self.hidden_size),
-                ("intermediate_size", self.intermediate_size),
-                ("num_hidden_layers", self.num_hidden_layers),
-                ("num_attention_heads", self.num_attention_heads),
-                ("max_position_embeddings", self.max_position_embeddings),
-            ],
-        )?;
+        expect_sizes(&[
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ])?;
         let (d, heads) = (self.hidden_size, self.num_attention_heads);
         if !d.is_multiple_of(heads) {
-            return wrong(format!("hidden_size is {d}, no multiple of num_attention_heads = {heads}"));
+            return Err(format!("hidden_size is {d}, no multiple of num_attention_heads = {heads}"));
         }
         Ok(())
     }
@@ -127,8 +130,7 @@ impl Clip {
     /// Opens the folder `dir`, see [`TextEncoders::open`](super::TextEncoders::open).
     pub fn open(dir: impl Into<PathBuf>, device: &Device, dtype: DType) -> Result<Self> {
         let dir = dir.into();
-        let config: ClipConfig = encoder::config(&dir)?;
-        config.check(&dir.join("config.json"))?;
+        let config = encoder::config(&dir, ClipConfig::parse)?;
         let encoder = Encoder::open(dir, device, dtype)?;
         encoder.folder.expect(&config.parameters())?;
         Ok(Self { config, encoder })
@@ -192,10 +194,12 @@ impl Clip {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn the_pooled_place_is_the_first_end() {
-        let mut c: ClipConfig = encoder::config(Path::new("tests/golden/tiny_flux/text_encoder")).unwrap();
+        let mut c =
+            encoder::config(Path::new("tests/golden/tiny_flux/text_encoder"), ClipConfig::parse).unwrap();
         assert_eq!(c.eos_token_id, LEGACY_EOS);
         assert_eq!(c.pooled_at(&[62, 7, 63, 63]), 2);
         assert_eq!(c.empty(), (vec![62, 63], 63));

@@ -17,12 +17,16 @@ pub(super) struct Encoder {
     pub dtype: DType,
 }
 
-/// What `config.json` of `dir` says.
-pub(super) fn config<C: DeserializeOwned>(dir: &Path) -> Result<C> {
+/// What `config.json` of `dir` says, by `parse`.
+pub(super) fn config<C>(dir: &Path, parse: fn(&str) -> Result<C, String>) -> Result<C> {
     let path = dir.join("config.json");
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    serde_json::from_str(&text)
-        .map_err(|e| Error::format(&path, format!("no text encoder's dimensions: {e}")))
+    parse(&text).map_err(|detail| Error::format(&path, detail))
+}
+
+/// A JSON object's fields.
+pub(super) fn fields<C: DeserializeOwned>(text: &str) -> Result<C, String> {
+    serde_json::from_str(text).map_err(|e| format!("no text encoder's dimensions: {e}"))
 }
 
 impl Encoder {
@@ -78,10 +82,13 @@ impl Encoder {
     }
 }
 
-/// Refuses numbers that no encoder has: what is named must lie in 1 to a million.
-pub(super) fn expect_sizes(path: &Path, sizes: &[(&str, usize)]) -> Result<()> {
-    match sizes.iter().find(|(_, n)| *n == 0 || *n > 1 << 20) {
-        None => Ok(()),
-        Some((name, n)) => Err(Error::format(path, format!("{name} is {n}, wanted 1 to {}", 1 << 20))),
+/// Refuses numbers that no encoder has: layers and heads of 1 to 4096, other sizes to a million.
+pub(super) fn expect_sizes(sizes: &[(&str, usize)]) -> Result<(), String> {
+    for (name, n) in sizes {
+        let most = if name.starts_with("num_") { 1 << 12 } else { 1 << 20 };
+        if *n == 0 || *n > most {
+            return Err(format!("{name} is {n}, wanted 1 to {most}"));
+        }
     }
+    Ok(())
 }

@@ -22,7 +22,7 @@ use crate::files::{sha256, sha256_file};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// Text tokens of FLUX.1-dev.
+/// Text tokens of FLUX.1-dev, and the most there may be.
 pub const TOKENS: usize = 512;
 
 /// The two encoders of a model folder in diffusers' layout, with their tokenizers where it has them.
@@ -97,10 +97,8 @@ impl TextEncoders {
 
     /// The ids that CLIP and T5 are given.
     fn ids(&self, text: &str, tokens: usize) -> Result<(Vec<u32>, Vec<u32>)> {
-        if tokens == 0 {
-            return Err(Error::Usage(
-                "a prompt of 0 text tokens; wanted at least 1, FLUX.1-dev has 512".into(),
-            ));
+        if !(1..=TOKENS).contains(&tokens) {
+            return Err(Error::Usage(format!("a prompt of {tokens} text tokens; wanted 1 to {TOKENS}")));
         }
         let length = self.clip.config().max_position_embeddings;
         let clip = self.of(CLIP[1], text, length, self.clip.config().empty())?;

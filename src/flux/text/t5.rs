@@ -7,7 +7,7 @@ use crate::ops::activation::Activation;
 use crate::ops::sdpa::Sdpa;
 use crate::{Error, Result};
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The distances' biases, in the first layer.
 const BIAS: &str = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
@@ -51,32 +51,35 @@ fn max_distance() -> usize {
 }
 
 impl T5Config {
-    fn check(&self, path: &Path) -> Result<()> {
-        let wrong = |detail: String| Err(Error::format(path, detail));
+    /// Of the text of a `config.json`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = encoder::fields(text)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
         if self.model_type != "t5" {
-            return wrong(format!("model_type is {}, wanted t5", self.model_type));
+            return Err(format!("model_type is {}, wanted t5", self.model_type));
         }
         if self.feed_forward_proj != "gated-gelu" {
             let have = &self.feed_forward_proj;
-            return wrong(format!(
+            return Err(format!(
                 "feed_forward_proj is {have}, only gated-gelu (T5 version 1.1) is supported"
             ));
         }
-        expect_sizes(
-            path,
-            &[
-                ("vocab_size", self.vocab_size),
-                ("d_model", self.d_model),
-                ("d_kv", self.d_kv),
-                ("d_ff", self.d_ff),
-                ("num_layers", self.num_layers),
-                ("num_heads", self.num_heads),
-                ("relative_attention_num_buckets", self.relative_attention_num_buckets),
-            ],
-        )?;
+        expect_sizes(&[
+            ("vocab_size", self.vocab_size),
+            ("d_model", self.d_model),
+            ("d_kv", self.d_kv),
+            ("d_ff", self.d_ff),
+            ("num_layers", self.num_layers),
+            ("num_heads", self.num_heads),
+            ("relative_attention_num_buckets", self.relative_attention_num_buckets),
+        ])?;
         let (buckets, most) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
         if !buckets.is_multiple_of(4) || most <= buckets / 4 {
-            return wrong(format!(
+            return Err(format!(
                 "relative_attention_num_buckets is {buckets} and relative_attention_max_distance {most}; wanted a \
                  multiple of 4, and more than a quarter of that"
             ));
@@ -137,8 +140,7 @@ impl T5 {
     /// Opens the folder `dir`, see [`TextEncoders::open`](super::TextEncoders::open).
     pub fn open(dir: impl Into<PathBuf>, device: &Device, dtype: DType) -> Result<Self> {
         let dir = dir.into();
-        let config: T5Config = encoder::config(&dir)?;
-        config.check(&dir.join("config.json"))?;
+        let config = encoder::config(&dir, T5Config::parse)?;
         let encoder = Encoder::open(dir, device, dtype)?;
         let embedding = EMBEDDINGS.into_iter().find(|n| encoder.folder.contains(n)).unwrap_or(EMBEDDINGS[0]);
         encoder.folder.expect(&config.parameters(embedding))?;
@@ -199,11 +201,12 @@ impl T5 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     /// As `transformers`' `_relative_position_bucket` has them.
     #[test]
     fn buckets_are_those_of_the_reference() {
-        let c: T5Config = encoder::config(Path::new("tests/golden/tiny_flux/text_encoder_2")).unwrap();
+        let c = encoder::config(Path::new("tests/golden/tiny_flux/text_encoder_2"), T5Config::parse).unwrap();
         // The first distance of every bucket, from far before on.
         let firsts = [
             (-600, 15),

@@ -3,12 +3,19 @@
 //! those tests are skipped, and say so.
 #![cfg(feature = "text")]
 
-use asasr_engine::engine::{DType, Device};
+mod common;
+
+use asasr_engine::engine::{DType, Device, Tensor};
+use asasr_engine::flux::SafeFile;
 use asasr_engine::flux::text::{Cache, Clip, Prompt, T5, TextEncoders, Tokenizer};
+use asasr_engine::flux::weights::write_safetensors;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const TINY: &str = "tests/golden/tiny_flux";
+/// A prompt of what tokenizers take apart.
+const ODD: &str = "Straße, naïve café №5 — it's 1234!";
 
 fn tokenizer(part: &str, length: usize) -> Option<Tokenizer> {
     let path = Path::new("../shared/data/tokenizers").join(part);
@@ -48,6 +55,11 @@ fn clip_prompts_become_the_ids_of_transformers() {
     assert_eq!(of("a photo of a cat"), [49406, 320, 1125, 539, 320, 2368]);
     assert_eq!(of(""), [49406]);
     assert_eq!(of("A  Photo\nof a CAT"), of("a photo of a cat"));
+    let odd = [
+        1894, 127, 253, 324, 267, 1097, 35689, 563, 15304, 8604, 500, 276, 2005, 585, 568, 272, 273, 274,
+        275, 256,
+    ];
+    assert_eq!(of(ODD)[1..], odd);
     // Cut, the end is kept.
     let long = clip.encode(&"cat ".repeat(100)).unwrap();
     assert_eq!((long.len(), long[0], long[75], long[76]), (77, 49406, 2368, 49407));
@@ -59,6 +71,8 @@ fn t5_prompts_become_the_ids_of_transformers() {
     let of = |text: &str| words(&t5.encode(text).unwrap(), 512, 0);
     assert_eq!(of("Hello world"), [8774, 296, 1]);
     assert_eq!(of(""), [1]);
+    let odd = [5438, 5202, 15, 6, 3, 29, 9, 2, 162, 11949, 465, 755, 3, 318, 34, 31, 7, 586, 3710, 55, 1];
+    assert_eq!(of(ODD), odd);
     let Some(short) = tokenizer("tokenizer_2", 3) else { return };
     assert_eq!(short.encode("Hello world Hello world").unwrap(), [8774, 296, 1]);
 }
@@ -168,4 +182,35 @@ fn a_prompt_is_encoded_once_and_again_when_anything_changed() {
     let out = dir.path().join("out.safetensors");
     first.save(&out).unwrap();
     assert_eq!(Prompt::load(&out).unwrap().txt.f32(), first.txt.f32());
+}
+
+/// In bf16 the encoders are off by no more than twice what rounding the weights alone is, which stands for as many
+/// roundings of activations as there are matrices.
+#[test]
+fn bf16_is_as_exact_as_rounded_weights() {
+    let Some(device) = common::cuda::device() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let rounded = model(dir.path());
+    let cpu = Device::cpu();
+    for part in ["text_encoder", "text_encoder_2"] {
+        let path = rounded.join(part).join("model.safetensors");
+        let file = SafeFile::open(&path).unwrap();
+        let round = |name: &str| {
+            let t = file.tensor(name, &cpu).unwrap();
+            (name.to_owned(), Tensor::bf16_from_f32(&cpu, t.shape(), t.f32()).unwrap())
+        };
+        let tensors: Vec<(String, Tensor)> = file.names().map(round).collect();
+        write_safetensors(&path, &BTreeMap::new(), &tensors).unwrap();
+    }
+    let exact = open(Path::new(TINY)).encode("", 40).unwrap();
+    let naive = open(&rounded).encode("", 40).unwrap();
+    let half = TextEncoders::open(TINY, &device, DType::Bf16).unwrap().encode("", 40).unwrap();
+    let off = |a: &Tensor, b: &Tensor| {
+        a.f32().iter().zip(b.f32()).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt()
+    };
+    for (what, of) in [("txt", (|p| &p.txt) as fn(&Prompt) -> &Tensor), ("pooled", |p| &p.pooled)] {
+        let (got, allowed) = (off(of(&half), of(&exact)), 2.0 * off(of(&naive), of(&exact)));
+        println!("{what}: {:.2} of the tolerance", got / allowed);
+        assert!(got > 0.0 && got <= allowed, "{what}: {got}, allowed {allowed}");
+    }
 }

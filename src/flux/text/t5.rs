@@ -2,10 +2,10 @@
 //! are not scaled, and a bias by the distance of query and key that all layers share.
 
 use super::encoder::{self, Encoder, expect_sizes};
+use crate::Result;
 use crate::engine::{DType, Device, Tensor};
 use crate::ops::activation::Activation;
 use crate::ops::sdpa::Sdpa;
-use crate::{Error, Result};
 use serde::Deserialize;
 use std::path::PathBuf;
 

@@ -14,7 +14,7 @@ const TILE: [usize; 2] = [128, 64];
 /// What a tile of bf16 advances by along k.
 const DEPTH: usize = 32;
 /// Most scores in memory at once: 128 MiB of them, and as many probabilities.
-const SCORES: usize = 1 << 25;
+pub(super) const SCORES: usize = 1 << 25;
 /// Most blocks along a grid's y.
 const MOST: usize = 65_535;
 
@@ -85,15 +85,15 @@ fn tokens(d: Dims, tokens: usize, first: usize) -> Origin {
     Origin { first, sample, head, slot: 0 }
 }
 
-pub(super) fn forward(gpu: &Gpu, op: &Sdpa, d: Dims, inputs: &[&Tensor]) -> Result<Tensor> {
+/// o, with at most `scores` of them in memory, but for one head's tile of rows.
+pub(super) fn forward(gpu: &Gpu, op: &Sdpa, d: Dims, inputs: &[&Tensor], scores: usize) -> Result<Tensor> {
     let (q, dtype) = (inputs[0], inputs[0].dtype());
     expect_dtypes(NAME, dtype, &inputs[1..3])?;
     let mut o = Tensor::empty_as(q.device(), q.shape(), dtype)?;
     let pitch = d.keys.next_multiple_of(8);
-    // At least one tile's rows, whatever a row's length.
-    let rows = (SCORES / pitch.max(1) / TILE[0] * TILE[0]).clamp(TILE[0], d.queries.max(TILE[0]));
+    let rows = (scores / pitch.max(1) / TILE[0] * TILE[0]).clamp(TILE[0], d.queries.max(TILE[0]));
     let all = d.batch * op.heads;
-    let heads = (SCORES / (rows.min(d.queries) * pitch).max(1)).clamp(1, all.clamp(1, MOST));
+    let heads = (scores / (rows.min(d.queries) * pitch).max(1)).clamp(1, all.clamp(1, MOST));
     for head in (0..all).step_by(heads) {
         for first in (0..d.queries).step_by(rows) {
             let part =

@@ -10,6 +10,9 @@ use std::path::PathBuf;
 
 /// `eos_token_id` in the configuration of OpenAI's models, which is not their tokenizer's.
 const LEGACY_EOS: u32 = 2;
+/// What stands before every weight's name: `transformers`' releases before 5, and from there on.
+const PREFIXES: [&str; 2] = ["text_model.", ""];
+const EMBEDDING: &str = "embeddings.token_embedding.weight";
 
 /// What is read of `config.json`; names are `transformers`'.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -94,11 +97,11 @@ impl ClipConfig {
         ids.iter().position(|&id| id == end).unwrap_or(0)
     }
 
-    fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+    fn parameters(&self, prefix: &str) -> Vec<(String, Vec<usize>)> {
         let (d, mlp) = (self.hidden_size, self.intermediate_size);
-        let at = |name: &str| format!("text_model.{name}");
+        let at = |name: &str| format!("{prefix}{name}");
         let mut all = vec![
-            (at("embeddings.token_embedding.weight"), vec![self.vocab_size, d]),
+            (at(EMBEDDING), vec![self.vocab_size, d]),
             (at("embeddings.position_embedding.weight"), vec![self.max_position_embeddings, d]),
         ];
         let mut add = |module: String, out: usize, inp: Option<usize>| {
@@ -124,6 +127,7 @@ impl ClipConfig {
 pub struct Clip {
     config: ClipConfig,
     encoder: Encoder,
+    prefix: &'static str,
 }
 
 impl Clip {
@@ -132,8 +136,10 @@ impl Clip {
         let dir = dir.into();
         let config = encoder::config(&dir, ClipConfig::parse)?;
         let encoder = Encoder::open(dir, device, dtype)?;
-        encoder.folder.expect(&config.parameters())?;
-        Ok(Self { config, encoder })
+        let old = encoder.folder.contains(&format!("{}{EMBEDDING}", PREFIXES[0]));
+        let prefix = if old { PREFIXES[0] } else { PREFIXES[1] };
+        encoder.folder.expect(&config.parameters(prefix))?;
+        Ok(Self { config, encoder, prefix })
     }
 
     /// Its dimensions.
@@ -148,7 +154,8 @@ impl Clip {
     /// Every token's vector `[batch, tokens, width]` and the pooled ones `[batch, width]`, of prompts of equal length.
     pub fn encode(&self, ids: &[Vec<u32>]) -> Result<(Tensor, Tensor)> {
         let (c, e) = (&self.config, &self.encoder);
-        let mut x = e.embedded("text_model.embeddings.token_embedding.weight", c.vocab_size, ids)?;
+        let at = |name: &str| format!("{}{name}", self.prefix);
+        let mut x = e.embedded(&at(EMBEDDING), c.vocab_size, ids)?;
         let tokens = ids[0].len();
         if tokens > c.max_position_embeddings {
             return Err(Error::Usage(format!(
@@ -158,7 +165,7 @@ impl Clip {
             )));
         }
         let rows: Vec<usize> = (0..tokens).collect();
-        let places = e.folder.rows("text_model.embeddings.position_embedding.weight", &rows)?;
+        let places = e.folder.rows(&at("embeddings.position_embedding.weight"), &rows)?;
         for x in x.chunks_exact_mut(places.len()) {
             x.iter_mut().zip(&places).for_each(|(x, p)| *x += p);
         }
@@ -168,7 +175,7 @@ impl Clip {
         let attention = Sdpa { heads, scale, causal: true };
         let norm = |name: &str, x: &Tensor, last| e.norm(name, x, c.layer_norm_eps, true, last);
         for i in 0..c.num_hidden_layers {
-            let part = |name: &str| format!("text_model.encoder.layers.{i}.{name}");
+            let part = |name: &str| at(&format!("encoder.layers.{i}.{name}"));
             let h = norm(&part("layer_norm1"), &x, false)?;
             let project = |name| e.linear(&part(name), &h, true, None);
             let (q, k) = (project("self_attn.q_proj")?, project("self_attn.k_proj")?);
@@ -178,7 +185,7 @@ impl Clip {
             let h = Activation::QuickGelu.apply(&[&e.linear(&part("mlp.fc1"), &h, true, None)?])?;
             x = e.linear(&part("mlp.fc2"), &h, true, Some(&x))?;
         }
-        let x = norm("text_model.final_layer_norm", &x, true)?;
+        let x = norm(&at("final_layer_norm"), &x, true)?;
         let values = x.values()?;
         let pooled: Vec<f32> = ids
             .iter()

@@ -224,6 +224,20 @@ const CASES: &[Case] = &[
     ("verify in bf16 on the CPU", "verify --device cpu --precision bf16", AS_IT_IS),
     ("kernels for the CPU", "warm --device cpu", AS_IT_IS),
 
+    // Prompts.
+    ("a prompt for what has no text encoders", "encode-prompt --model [DIR]/run --out [DIR]/p.safetensors", AS_IT_IS),
+    ("a prompt without a tokenizer", "encode-prompt --model [DIR]/flux --prompt cat --out [DIR]/p.safetensors", encoders),
+    ("a prompt of no tokens", "encode-prompt --model [DIR]/flux --tokens 0 --out [DIR]/p.safetensors", encoders),
+    ("a prompt written into a missing folder", "encode-prompt --model [DIR]/flux --out [DIR]/none/p.safetensors", encoders),
+    ("a text encoder of another kind", "encode-prompt --model [DIR]/flux --out [DIR]/p.safetensors", |d| {
+        encoders(d);
+        edit(d, "flux/text_encoder/config.json", "hidden_act", json!("gelu"));
+    }),
+    ("a tokenizer folder without a tokenizer", "encode-prompt --model [DIR]/flux --out [DIR]/p.safetensors", |d| {
+        encoders(d);
+        fs::create_dir(d.join("flux/tokenizer")).unwrap();
+    }),
+
     // Scoring folders of pictures.
     ("nothing to score", "eval --gt [DIR]/photos", AS_IT_IS),
     ("a method without a name", "eval --gt [DIR]/photos --sr [DIR]/photos", AS_IT_IS),
@@ -406,6 +420,16 @@ fn flip(dir: &Path, name: &str) {
 fn cut(dir: &Path, name: &str, share: f64) {
     let bytes = fs::read(dir.join(name)).unwrap();
     write(dir, name, &bytes[..(bytes.len() as f64 * share) as usize]);
+}
+
+/// `flux`: the text encoders of the golden vectors, which have no tokenizers.
+fn encoders(dir: &Path) {
+    for part in ["text_encoder", "text_encoder_2"] {
+        for file in ["config.json", "model.safetensors"] {
+            let golden = Path::new("tests/golden/tiny_flux").join(part).join(file);
+            write(dir, &format!("flux/{part}/{file}"), fs::read(golden).unwrap());
+        }
+    }
 }
 
 /// Sets a key of a JSON file.

@@ -6,6 +6,7 @@
 
 use asasr_engine::data::{Image, Photo};
 use asasr_engine::engine::{DType, Device};
+use asasr_engine::flux::text::{ClipConfig, T5Config};
 use asasr_engine::flux::{AdapterFile, BaseModel, FluxConfig, SafeFile, bfl};
 use asasr_engine::train::Config;
 use proptest::collection::vec;
@@ -218,6 +219,12 @@ fn entries() -> Vec<Entry> {
         },
         Entry { name: "config.json", seeds: text(&[DIMENSIONS]), damage: anywhere, enter: dimensions },
         Entry {
+            name: "a text encoder's config.json",
+            seeds: text(&TEXT_ENCODERS),
+            damage: anywhere,
+            enter: text_encoder,
+        },
+        Entry {
             name: "config.toml",
             seeds: text(&[CONFIG, &CONFIG[..CONFIG.len() / 2]]),
             damage: anywhere,
@@ -316,6 +323,12 @@ fn dimensions(bytes: Vec<u8>) -> bool {
         .is_ok_and(|c| c.dim() > 0 && c.mlp_dim() > 0 && (c.num_layers > 64 || !c.lora_targets().is_empty()))
 }
 
+fn text_encoder(bytes: Vec<u8>) -> bool {
+    let text = String::from_utf8_lossy(&bytes);
+    let clip = ClipConfig::parse(&text).is_ok_and(|c| !c.empty().0.is_empty());
+    clip || T5Config::parse(&text).is_ok_and(|c| !c.empty().0.is_empty())
+}
+
 fn toml(bytes: Vec<u8>) -> bool {
     thread_local!(static FILE: tempfile::NamedTempFile = tempfile::NamedTempFile::new().unwrap());
     FILE.with(|file| {
@@ -339,6 +352,11 @@ const DESCRIPTION: &str = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alp
 const DIMENSIONS: &str = r#"{"_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": 64, "out_channels": null,
 "num_layers": 2, "num_single_layers": 3, "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096,
 "pooled_projection_dim": 768, "guidance_embeds": true, "axes_dims_rope": [16, 56, 56], "rope_theta": 100.0, "mlp_ratio": 2.0}"#;
+
+const TEXT_ENCODERS: [&str; 2] = [
+    include_str!("golden/tiny_flux/text_encoder/config.json"),
+    include_str!("golden/tiny_flux/text_encoder_2/config.json"),
+];
 
 const CONFIG: &str = r#"[run]
 seed = 3

@@ -11,6 +11,7 @@ mod convert_lora;
 mod degrade;
 mod device;
 mod doctor;
+mod encode_prompt;
 mod eval;
 mod inspect;
 mod report;
@@ -44,6 +45,8 @@ enum Command {
     Eval(eval::Args),
     /// Make pairs for training of good pictures: Real-ESRGAN's degradation, with a manifest
     Degrade(degrade::Args),
+    /// Encode a prompt once, with FLUX.1's text encoders
+    EncodePrompt(encode_prompt::Args),
     /// Replay golden vectors recorded from the reference implementation
     Verify(verify::Args),
     /// Show what a safetensors file, a model, an adapter or a run directory holds
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Upscale(args) => upscale::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Degrade(args) => degrade::run(&args),
+        Command::EncodePrompt(args) => encode_prompt::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::ConvertLora(args) => convert_lora::run(&args),

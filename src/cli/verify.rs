@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// The value of `--precision`, named as that of the option `run.precision`.
-fn precision(name: &str) -> Result<Precision> {
+pub(super) fn precision(name: &str) -> Result<Precision> {
     let named = Precision::ALL.iter().find(|(n, _)| *n == name);
     named.map(|(_, p)| *p).ok_or_else(|| {
         let names: Vec<&str> = Precision::ALL.iter().map(|(n, _)| *n).collect();

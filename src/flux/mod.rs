@@ -1,4 +1,4 @@
-//! The model: FLUX with a condition branch, adapter files, weights, schedules, sampler; the networks of its latents.
+//! The model: FLUX with a condition branch, adapter files, weights, schedules, sampler; the networks of its latents and prompts.
 //!
 //! Responsible for what a FLUX transformer is (its dimensions, weights, adapters, noise levels) and for the files it
 //! shares with diffusers and PEFT, and in their namings with Black Forest Labs and kohya's sd-scripts. Must not know data, losses, training stages or the command line.
@@ -14,6 +14,7 @@ pub mod rounding;
 pub mod sampler;
 pub mod schedule;
 pub mod taef1;
+pub mod text;
 pub mod transformer;
 pub mod weights;
 

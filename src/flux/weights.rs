@@ -11,6 +11,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -174,6 +175,21 @@ impl SafeFile {
             Dtype::BF16 => Tensor::bf16_from_f32(device, &slice.shape, &slice.f32s()?),
             _ => Tensor::from_slice(device, &slice.shape, &slice.f32s()?),
         }
+    }
+
+    /// Rows of a matrix as f32, in the order asked for: of an embedding those that are used.
+    pub fn rows(&self, name: &str, rows: &[usize]) -> Result<Vec<f32>> {
+        let shape = self.shape(name)?;
+        if shape.len() != 2 {
+            let detail = format!("tensor `{name}` has shape {shape:?}, wanted a matrix");
+            return Err(Error::format(&self.path, detail));
+        }
+        if let Some(&i) = rows.iter().find(|&&i| i >= shape[0]) {
+            let detail = format!("row {i} of tensor `{name}` is wanted, which has {}", shape[0]);
+            return Err(Error::format(&self.path, detail));
+        }
+        let rows: Vec<_> = rows.iter().map(|&i| i..i + 1).collect();
+        Ok(self.slice(name, &rows)?.f32s()?.into_owned())
     }
 
     /// A tensor's values in f64, whatever they are stored as; for verification. I64 beyond 2⁵³ is rounded.
@@ -434,6 +450,10 @@ impl Folder {
     pub fn weight(&self, name: &str, device: &Device) -> Result<Tensor> {
         self.file(name)?.weight(name, device)
     }
+    /// Rows of a matrix; see [`SafeFile::rows`].
+    pub fn rows(&self, name: &str, rows: &[usize]) -> Result<Vec<f32>> {
+        self.file(name)?.rows(name, rows)
+    }
     /// A tensor in bf16 where it is stored so; see [`SafeFile::stored`].
     pub fn stored(&self, name: &str, device: &Device) -> Result<Tensor> {
         self.file(name)?.stored(name, device)
@@ -442,6 +462,22 @@ impl Folder {
     /// The rows `rows` of a tensor; see [`SafeFile::slice`].
     pub(super) fn slice(&self, name: &str, rows: &[Range<usize>]) -> Result<Slice<'_>> {
         self.file(name)?.slice(name, rows)
+    }
+
+    /// A hash that tells these weights from others without reading them whole: of every tensor's name, dtype, shape and
+    /// first 4 KiB, as no training leaves any matrix as it was.
+    pub fn identity(&self) -> String {
+        const LOOKED_AT: usize = 4096;
+        let mut hash = Sha256::new();
+        for (name, &place) in &self.index {
+            let file = &self.files[place];
+            // The index names what its file holds.
+            let Some(info) = file.tensors.get(name) else { continue };
+            let bytes = file.bytes(info);
+            hash.update(format!("{name} {:?} {:?}\n", info.dtype, info.shape));
+            hash.update(&bytes[..bytes.len().min(LOOKED_AT)]);
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Refuses a folder that lacks one of these tensors or holds it in another shape. Others may be there as well.

@@ -9,6 +9,7 @@ use crate::{Error, Result};
 use rayon::prelude::*;
 use std::sync::Arc;
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod blend;
@@ -24,9 +25,11 @@ pub mod linear;
 pub mod modulate;
 pub mod multiplier;
 pub mod negative;
+pub mod norm;
 pub mod patch;
 pub mod qk_norm_rope;
 pub mod reduce;
+pub mod sdpa;
 pub mod silu;
 pub mod sobolev;
 
@@ -423,6 +426,7 @@ pub fn given(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
 /// Every op's cases.
 pub fn cases(device: &Device) -> Vec<Case> {
     [
+        activation::cases(device),
         attention::cases(device),
         blend::cases(device),
         cast::cases(device),
@@ -434,9 +438,11 @@ pub fn cases(device: &Device) -> Vec<Case> {
         linear::cases(device),
         modulate::cases(device),
         negative::cases(device),
+        norm::cases(device),
         patch::cases(device),
         qk_norm_rope::cases(device),
         reduce::cases(device),
+        sdpa::cases(device),
         silu::cases(device),
         sobolev::cases(device),
     ]

@@ -508,7 +508,10 @@ mod tests {
         let adversary = of("paper-adversary").adversary;
         assert_eq!((adversary.lr, adversary.warmup, adversary.rank), (5e-5, 100, 16));
         let c = of("paper-asdpo");
-        assert_eq!((c.asdpo.lr, c.asdpo.warmup, c.asdpo.rank, of("paper-sft").sft.rank), (1e-5, 200, 16, 128));
+        assert_eq!(
+            (c.asdpo.lr, c.asdpo.warmup, c.asdpo.rank, of("paper-sft").sft.rank),
+            (1e-5, 200, 16, 128)
+        );
         let p = &c.preference;
         assert_eq!((p.beta, p.lambda, p.spectrum, p.weight), (4000.0, 0.1, Spectrum::Half, Weight::Raw));
         assert_eq!(c.data.lq_resize, crate::data::LqResize::TorchBilinear);

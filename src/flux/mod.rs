@@ -11,6 +11,7 @@ pub mod sampler;
 pub mod schedule;
 pub mod taef1;
 pub mod transformer;
+pub mod vae;
 pub mod weights;
 
 pub use config::FluxConfig;
@@ -19,4 +20,5 @@ pub use params::{Adapter, Weights};
 pub use schedule::LrSchedule;
 pub use taef1::Taef1;
 pub use transformer::Flux;
+pub use vae::Vae;
 pub use weights::{Folder, SafeFile};

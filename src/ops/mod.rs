@@ -20,6 +20,7 @@ pub(crate) mod cuda;
 pub mod embed;
 pub mod feed_forward;
 pub mod gelu;
+pub mod group_norm;
 pub mod linear;
 pub mod modulate;
 pub mod multiplier;
@@ -29,6 +30,7 @@ pub mod qk_norm_rope;
 pub mod reduce;
 pub mod silu;
 pub mod sobolev;
+pub mod spatial_attention;
 
 /// A differentiable operation with many inputs and many outputs.
 ///
@@ -426,6 +428,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
         conv2d::cases(device),
         feed_forward::cases(device),
         gelu::cases(device),
+        group_norm::cases(device),
         linear::cases(device),
         modulate::cases(device),
         negative::cases(device),
@@ -434,6 +437,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
         reduce::cases(device),
         silu::cases(device),
         sobolev::cases(device),
+        spatial_attention::cases(device),
     ]
     .into_iter()
     .flatten()

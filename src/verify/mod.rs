@@ -15,6 +15,7 @@ mod sampler;
 mod scheduler;
 mod sobolev;
 mod steps;
+mod vae;
 
 use crate::engine::Device;
 use crate::error::did_you_mean;
@@ -27,7 +28,7 @@ use std::path::Path;
 type Replay = fn(&mut Fixture, &Run) -> Result<()>;
 
 /// What can be replayed: stem, whether the model is in it, which may compute in bf16, and how.
-const REPLAYS: [(&str, bool, Replay); 10] = [
+const REPLAYS: [(&str, bool, Replay); 11] = [
     ("flux_tiny", true, flux::plain),
     ("flux_cond", true, flux::conditioned),
     ("sobolev", false, sobolev::replay),
@@ -38,6 +39,7 @@ const REPLAYS: [(&str, bool, Replay); 10] = [
     ("metrics", false, metrics::replay),
     ("image_io", false, image_io::replay),
     ("degradation", false, degradation::replay),
+    ("vae_tiny", false, vae::replay),
 ];
 
 /// The verdict on one fixture.

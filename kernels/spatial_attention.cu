@@ -25,7 +25,7 @@ __device__ __forceinline__ float block_max(float v, float* scratch) {
 extern "C" __global__ void __launch_bounds__(256) spatial_attention_fwd_softmax_f32(float* p, int n, float scale) {
     __shared__ float scratch[8];
     p += (i64)blockIdx.x * n;
-    float most = -INFINITY, sum = 0.0f;
+    float most = __uint_as_float(0xff800000u), sum = 0.0f; // −∞
     for (int j = threadIdx.x; j < n; j += 256) most = fmaxf(most, p[j]);
     most = block_max(most, scratch);
     for (int j = threadIdx.x; j < n; j += 256) {

@@ -147,7 +147,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
         case(2, false, [2, 6, 7, 9]),
         case(3, true, [2, 6, 7, 9]),
         case(4, true, [1, 16, 64, 48]),
-        case(32, true, [1, 128, 256, 256]),
+        case(32, true, [1, 128, 64, 64]),
     ]
 }
 

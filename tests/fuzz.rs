@@ -6,6 +6,7 @@
 
 use asasr_engine::data::{Image, Photo};
 use asasr_engine::engine::Device;
+use asasr_engine::flux::vae::VaeConfig;
 use asasr_engine::flux::{AdapterFile, FluxConfig, SafeFile};
 use asasr_engine::train::Config;
 use proptest::collection::vec;
@@ -212,6 +213,12 @@ fn entries() -> Vec<Entry> {
         },
         Entry { name: "config.json", seeds: text(&[DIMENSIONS]), damage: anywhere, enter: dimensions },
         Entry {
+            name: "the autoencoder's config.json",
+            seeds: text(&[VAE]),
+            damage: anywhere,
+            enter: autoencoder,
+        },
+        Entry {
             name: "config.toml",
             seeds: text(&[CONFIG, &CONFIG[..CONFIG.len() / 2]]),
             damage: anywhere,
@@ -300,6 +307,16 @@ fn dimensions(bytes: Vec<u8>) -> bool {
         .is_ok_and(|c| c.dim() > 0 && c.mlp_dim() > 0 && (c.num_layers > 64 || !c.lora_targets().is_empty()))
 }
 
+fn autoencoder(bytes: Vec<u8>) -> bool {
+    let config = VaeConfig::parse(&String::from_utf8_lossy(&bytes));
+    config.is_ok_and(|c| {
+        let widths = &c.block_out_channels;
+        c.block() <= 128
+            && widths.iter().all(|w| w.is_multiple_of(c.norm_num_groups))
+            && c.shift().is_finite()
+    })
+}
+
 fn toml(bytes: Vec<u8>) -> bool {
     thread_local!(static FILE: tempfile::NamedTempFile = tempfile::NamedTempFile::new().unwrap());
     FILE.with(|file| {
@@ -323,6 +340,10 @@ const DESCRIPTION: &str = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alp
 const DIMENSIONS: &str = r#"{"_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": 64, "out_channels": null,
 "num_layers": 2, "num_single_layers": 3, "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096,
 "pooled_projection_dim": 768, "guidance_embeds": true, "axes_dims_rope": [16, 56, 56], "rope_theta": 100.0, "mlp_ratio": 2.0}"#;
+
+const VAE: &str = r#"{"_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": [8, 8, 16, 16], "in_channels": 3,
+"latent_channels": 16, "layers_per_block": 2, "mid_block_add_attention": true, "norm_num_groups": 4, "out_channels": 3,
+"scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": false, "use_post_quant_conv": false}"#;
 
 const CONFIG: &str = r#"[run]
 seed = 3

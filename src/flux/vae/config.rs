@@ -62,9 +62,14 @@ impl VaeConfig {
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let config: Self = serde_json::from_str(&text)
-            .map_err(|e| Error::format(&path, format!("not an autoencoder's config: {e}")))?;
-        config.check().map_err(|detail| Error::format(&path, detail))?;
+        Self::parse(&text).map_err(|detail| Error::format(&path, detail))
+    }
+
+    /// [`VaeConfig::load`] of a file's text; `Err` says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config: Self =
+            serde_json::from_str(text).map_err(|e| format!("not an autoencoder's config: {e}"))?;
+        config.check()?;
         Ok(config)
     }
 

@@ -113,7 +113,11 @@ impl<'a> Reader<'a> {
 /// counts blocks from the largest plane on, diffusers' from the smallest.
 pub fn original_name(name: &str, blocks: usize) -> String {
     let parts: Vec<&str> = name.split('.').collect();
-    let reversed = |i: &str| i.parse().map_or_else(|_| i.to_owned(), |i: usize| (blocks - 1 - i).to_string());
+    // A number that no block has stays.
+    let reversed = |i: &str| {
+        let place = i.parse().ok().and_then(|i: usize| blocks.checked_sub(i + 1));
+        place.map_or_else(|| i.to_owned(), |place| place.to_string())
+    };
     let inner = |rest: &[&str]| rest.join(".").replace("conv_shortcut", "nin_shortcut");
     match parts[..] {
         [half, "down_blocks", i, "resnets", j, ref rest @ ..] => {
@@ -142,5 +146,27 @@ pub fn original_name(name: &str, blocks: usize) -> String {
         }
         [half, "conv_norm_out", kind] => format!("{half}.norm_out.{kind}"),
         _ => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `tests/interop/vae_names.py` had of diffusers' converter.
+    #[test]
+    fn names_are_those_that_diffusers_converts_from() {
+        let pairs: Vec<(&str, &str)> = include_str!("../../../tests/interop/vae_names.txt")
+            .lines()
+            .map(|line| line.split_once(' ').expect("two names"))
+            .collect();
+        assert_eq!(pairs.len(), 240);
+        for (ours, theirs) in pairs {
+            assert_eq!(original_name(ours, 4), theirs, "{ours}");
+        }
+        assert_eq!(
+            original_name("decoder.up_blocks.7.resnets.0.norm1.bias", 4),
+            "decoder.up.7.block.0.norm1.bias"
+        );
     }
 }

@@ -28,6 +28,7 @@ pub mod negative;
 pub mod patch;
 pub mod qk_norm_rope;
 pub mod reduce;
+pub mod sdpa;
 pub mod silu;
 pub mod sobolev;
 pub mod spatial_attention;
@@ -435,6 +436,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
         patch::cases(device),
         qk_norm_rope::cases(device),
         reduce::cases(device),
+        sdpa::cases(device),
         silu::cases(device),
         sobolev::cases(device),
         spatial_attention::cases(device),

@@ -36,29 +36,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     };
     let (folder, cpu) = (Path::new(&folder), Device::cpu());
-    let vae = Vae::load(folder, &cpu)?;
-    let (blocks, block) = (vae.config().block_out_channels.len() as u32, vae.config().block());
-    let (cells, least) = (SIDE / block, (SIDE / block) * (SIDE / block));
     let weights = Folder::open(folder)?;
-    let work = |half: &str| -> Result<f64, Box<dyn Error>> {
-        let mut sum = 0.0;
-        for name in weights.names().filter(|n| n.starts_with(half)) {
-            sum += flops(name, weights.shape(name)?, blocks, least);
-        }
-        let width = *vae.config().block_out_channels.last().unwrap_or(&0) as f64;
-        Ok(sum + 4.0 * width * (least * least) as f64)
-    };
-    let noise = |shape: &[usize]| {
-        let mut values = vec![0f32; shape.iter().product()];
-        Philox::new(1, 0).normals(0, &mut values);
-        Tensor::from_slice(&cpu, shape, &values)
-    };
 
     // What the machine's matrix product does of the shape that a 3×3 layer of 512 channels has, on every thread.
     let (m, k, n) = (512, 9 * 512, 512);
-    let (a, b) = (noise(&[m, k])?, noise(&[k, n])?);
+    let (a, b) = (noise(&cpu, &[m, k])?, noise(&cpu, &[k, n])?);
     let threads = rayon::current_num_threads();
-    let mut out = vec![vec![0f32; m * n]; 4 * threads];
+    let mut out = vec![vec![0f32; m * n]; 16 * threads];
     let begun = Instant::now();
     out.par_iter_mut().for_each(|out| {
         matmul(m, k, n, 1.0, Mat::new(a.f32(), k), Mat::new(b.f32(), n), out, n, false);
@@ -66,24 +50,39 @@ fn main() -> Result<(), Box<dyn Error>> {
     let peak = (2 * m * k * n * out.len()) as f64 / begun.elapsed().as_secs_f64() / 1e9;
     println!("gemm {m}×{k}×{n}, {threads} threads: {peak:.0} GFLOP/s");
 
-    let (picture, z) = (
-        noise(&[1, vae.config().in_channels, SIDE, SIDE])?,
-        noise(&[1, vae.config().latent_channels, cells, cells])?,
-    );
-    let time =
-        |what: &str, half: &str, f: &dyn Fn() -> asasr_engine::Result<()>| -> Result<(), Box<dyn Error>> {
-            let begun = Instant::now();
-            f()?;
-            let (seconds, flops) = (begun.elapsed().as_secs_f64(), work(half)?);
-            let speed = flops / seconds / 1e9;
-            println!(
-                "{what} {SIDE}²: {seconds:.2} s, {:.2} TFLOP, {speed:.0} GFLOP/s, {:.0} % of gemm",
-                flops / 1e12,
-                100.0 * speed / peak
-            );
-            Ok(())
-        };
-    time("encode", "encoder.", &|| vae.encode(&picture).map(drop))?;
-    time("decode", "decoder.", &|| vae.decode(&z).map(drop))?;
+    for half in ["encoder.", "decoder."] {
+        // Of its own, so that its memory is counted alone.
+        let device = Device::cpu();
+        let vae = Vae::load(folder, &device)?;
+        let config = vae.config();
+        let (blocks, cells) = (config.block_out_channels.len() as u32, SIDE / config.block());
+        let (least, width) = (cells * cells, config.block_out_channels.last().copied().unwrap_or(0));
+        let mut work = 4.0 * (width * least * least) as f64;
+        for name in weights.names().filter(|n| n.starts_with(half)) {
+            work += flops(name, weights.shape(name)?, blocks, least);
+        }
+        let begun = Instant::now();
+        if half == "encoder." {
+            vae.encode(&noise(&device, &[1, config.in_channels, SIDE, SIDE])?)?;
+        } else {
+            vae.decode(&noise(&device, &[1, config.latent_channels, cells, cells])?)?;
+        }
+        let (seconds, stats) = (begun.elapsed().as_secs_f64(), device.stats());
+        let speed = work / seconds / 1e9;
+        println!(
+            "{half} {SIDE}²: {seconds:.2} s, {:.2} TFLOP, {speed:.0} GFLOP/s, {:.0} % of gemm; {} MiB at most at a time with \
+             the weights, {} MiB reserved",
+            work / 1e12,
+            100.0 * speed / peak,
+            stats.peak >> 20,
+            stats.reserved >> 20
+        );
+    }
     Ok(())
+}
+
+fn noise(device: &Device, shape: &[usize]) -> asasr_engine::Result<Tensor> {
+    let mut values = vec![0f32; shape.iter().product()];
+    Philox::new(1, 0).normals(0, &mut values);
+    Tensor::from_slice(device, shape, &values)
 }

@@ -63,7 +63,7 @@ fn gradcheck_catches_every_gradient_that_is_wrong_by_a_percent() {
 }
 
 /// Ops that only make constants, or only take them.
-const WITHOUT_GRADIENT: [&str; 4] = ["Conv2d", "GroupNorm", "NegativeFromNoise", "SpatialAttention"];
+const WITHOUT_GRADIENT: [&str; 4] = ["Conv2d", "GroupNorm", "NegativeFromNoise", "Sdpa"];
 
 /// The types of `src/ops` and `src/losses` that are ops: none must be without a case.
 fn ops_in_the_source() -> Vec<String> {

@@ -31,7 +31,7 @@ pub mod reduce;
 pub mod sdpa;
 pub mod silu;
 pub mod sobolev;
-pub mod spatial_attention;
+pub mod transpose;
 
 /// A differentiable operation with many inputs and many outputs.
 ///
@@ -439,7 +439,6 @@ pub fn cases(device: &Device) -> Vec<Case> {
         sdpa::cases(device),
         silu::cases(device),
         sobolev::cases(device),
-        spatial_attention::cases(device),
     ]
     .into_iter()
     .flatten()

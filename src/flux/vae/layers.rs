@@ -5,7 +5,8 @@ use crate::Result;
 use crate::engine::Tensor;
 use crate::ops::conv2d::Conv2d;
 use crate::ops::group_norm::GroupNorm;
-use crate::ops::spatial_attention::SpatialAttention;
+use crate::ops::sdpa::Sdpa;
+use crate::ops::transpose::transposed;
 
 const PLAIN: Conv2d = Conv2d::same(3);
 const POINTWISE: Conv2d = Conv2d::same(1);
@@ -71,7 +72,7 @@ impl Resnet {
     }
 }
 
-/// `x + out(attention(q(norm(x)), k(norm(x)), v(norm(x))))`.
+/// `x + out(attention(q(norm(x)), k(norm(x)), v(norm(x))))`, every position a token, one head of all channels.
 struct Attention {
     norm: Norm,
     qkv: [Conv; 3],
@@ -90,8 +91,13 @@ impl Attention {
 
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let h = self.norm.apply(x)?;
-        let [q, k, v] = self.qkv.each_ref().map(|conv| conv.apply(&h, None));
-        self.out.apply(&SpatialAttention.apply(&[&q?, &k?, &v?])?, Some(x))
+        let &[batch, channels, ..] = x.shape() else { unreachable!("the norm has counted the extents") };
+        let planes = [batch, channels, x.len() / (batch * channels).max(1)];
+        let tokens = |conv: &Conv| transposed(&conv.apply(&h, None)?.reshape(&planes)?);
+        let [q, k, v] = self.qkv.each_ref().map(tokens);
+        let one = Sdpa { heads: 1, scale: 1.0 / (channels as f32).sqrt(), causal: false };
+        let o = transposed(&one.apply(&[&q?, &k?, &v?])?)?.reshape(x.shape())?;
+        self.out.apply(&o, Some(x))
     }
 }
 

@@ -7,9 +7,12 @@
 //! ```
 //! It computes in f32, also where its weights are bf16: in 16 bits FLUX.1's overflows. Samples of a batch are taken one
 //! after the other. One whose sides are at most [`Tiling::side`] is computed whole; of a larger one tiles of that size,
-//! which share [`Tiling::overlap`] pixels and are blended with linear ramps. So memory is bounded: at FLUX.1's width decoding
-//! takes 2.6 KB per pixel of a tile on the CPU and 3.6 KB on a GPU, 2.7 and 3.8 GB at 1024×1024 (0.7 and 0.9 GB at
-//! 512×512), beside 0.34 GB of weights; encoding takes half of that.
+//! which share [`Tiling::overlap`] pixels and are blended with linear ramps.
+//!
+//! So memory is bounded: at FLUX.1's width decoding has 2.6 KB in use per pixel of a tile on the CPU and 3.6 KB on a GPU, and
+//! what the device's arena keeps between layers is up to as much again; of a tile of 768×768 that is 1.5 and 2.1 GB (three
+//! and four with what is kept), of 512×512 0.7 and 0.9 GB, beside 0.34 GB of weights. Encoding takes less. A tile's
+//! normalisations see that tile alone, which is why a picture in tiles is not to the bit what it is whole.
 
 mod config;
 mod layers;

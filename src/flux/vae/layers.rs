@@ -63,8 +63,9 @@ impl Resnet {
     }
 
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let h = self.convs[0].apply(&self.norms[0].apply(x)?, None)?;
-        let h = self.norms[1].apply(&h)?;
+        let mut h = self.convs[0].apply(&self.norms[0].apply(x)?, None)?;
+        // In its place, so that the larger planes are held but once.
+        h = self.norms[1].apply(&h)?;
         match &self.shortcut {
             Some(conv) => self.convs[1].apply(&h, Some(&conv.apply(x, None)?)),
             None => self.convs[1].apply(&h, Some(x)),

@@ -15,7 +15,7 @@ pub struct Tiling {
 
 impl Default for Tiling {
     fn default() -> Self {
-        Self { side: 1024, overlap: 256 }
+        Self { side: 768, overlap: 192 }
     }
 }
 

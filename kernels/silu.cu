@@ -1,7 +1,6 @@
 // SiLU: the CUDA side of src/ops/silu.rs.
 #include "common/elementwise.cuh"
-
-__device__ __forceinline__ float silu(float x) { return x * (1.0f / (1.0f + expf(-x))); }
+#include "common/silu.cuh"
 
 // s·(1 + x·(1 − s)). 1 − s is e·s with e = e^{−x}, held where that would overflow; a subtraction would lose it where s
 // is near 1.

@@ -7,6 +7,7 @@
 use asasr_engine::data::{Image, Photo};
 use asasr_engine::engine::{DType, Device};
 use asasr_engine::flux::text::{ClipConfig, T5Config};
+use asasr_engine::flux::vae::VaeConfig;
 use asasr_engine::flux::{AdapterFile, BaseModel, FluxConfig, SafeFile, bfl};
 use asasr_engine::train::Config;
 use proptest::collection::vec;
@@ -225,6 +226,12 @@ fn entries() -> Vec<Entry> {
             enter: text_encoder,
         },
         Entry {
+            name: "the autoencoder's config.json",
+            seeds: text(&[VAE]),
+            damage: anywhere,
+            enter: autoencoder,
+        },
+        Entry {
             name: "config.toml",
             seeds: text(&[CONFIG, &CONFIG[..CONFIG.len() / 2]]),
             damage: anywhere,
@@ -329,6 +336,16 @@ fn text_encoder(bytes: Vec<u8>) -> bool {
     clip || T5Config::parse(&text).is_ok_and(|c| !c.empty().0.is_empty())
 }
 
+fn autoencoder(bytes: Vec<u8>) -> bool {
+    let config = VaeConfig::parse(&String::from_utf8_lossy(&bytes));
+    config.is_ok_and(|c| {
+        let widths = &c.block_out_channels;
+        c.block() <= 128
+            && widths.iter().all(|w| w.is_multiple_of(c.norm_num_groups))
+            && c.shift().is_finite()
+    })
+}
+
 fn toml(bytes: Vec<u8>) -> bool {
     thread_local!(static FILE: tempfile::NamedTempFile = tempfile::NamedTempFile::new().unwrap());
     FILE.with(|file| {
@@ -357,6 +374,9 @@ const TEXT_ENCODERS: [&str; 2] = [
     include_str!("golden/tiny_flux/text_encoder/config.json"),
     include_str!("golden/tiny_flux/text_encoder_2/config.json"),
 ];
+const VAE: &str = r#"{"_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": [8, 8, 16, 16], "in_channels": 3,
+"latent_channels": 16, "layers_per_block": 2, "mid_block_add_attention": true, "norm_num_groups": 4, "out_channels": 3,
+"scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": false, "use_post_quant_conv": false}"#;
 
 const CONFIG: &str = r#"[run]
 seed = 3

@@ -63,7 +63,8 @@ fn gradcheck_catches_every_gradient_that_is_wrong_by_a_percent() {
 }
 
 /// Ops that only make constants, or only take them.
-const WITHOUT_GRADIENT: [&str; 5] = ["Activation", "Conv2d", "NegativeFromNoise", "Norm", "Sdpa"];
+const WITHOUT_GRADIENT: [&str; 6] =
+    ["Activation", "Conv2d", "GroupNorm", "NegativeFromNoise", "Norm", "Sdpa"];
 
 /// The types of `src/ops` and `src/losses` that are ops: none must be without a case.
 fn ops_in_the_source() -> Vec<String> {

@@ -6,7 +6,7 @@ use asasr_engine::data::{Batch, Codec, DeadLeavesSource, HaarCodec, Image, Photo
 use asasr_engine::engine::{DType, Device, Philox, Tensor};
 use asasr_engine::eval::{Dists, Lpips};
 use asasr_engine::flux::{
-    Adapter, AdapterFile, Flux, FluxConfig, Folder, LoraModule, SafeFile, Taef1, Weights,
+    Adapter, AdapterFile, Flux, FluxConfig, Folder, LoraModule, SafeFile, Taef1, Vae, Weights,
 };
 use asasr_engine::infer::Model;
 use asasr_engine::ops::attention::Attention;
@@ -29,7 +29,7 @@ send_and_sync! {
     Device Tensor DType Philox
     Var LeafId Leaves ParamSet
     Box<dyn Op> Linear Attention Conv2d Sobolev SobolevGap AdapterSet
-    FluxConfig Weights Adapter AdapterFile LoraModule SafeFile Folder Flux<'static> Taef1
+    FluxConfig Weights Adapter AdapterFile LoraModule SafeFile Folder Flux<'static> Taef1 Vae
     Image Photo Batch Sampler Codec HaarCodec DeadLeavesSource
     Lpips Dists
     Config Summary StageSummary Model

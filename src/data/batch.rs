@@ -198,18 +198,20 @@ impl Sampler {
     /// The batch of `step` (from 0) of `stage`; `with_bad` adds the bad upscaler's latents.
     pub fn batch(&self, stage: u64, step: u64, batch: usize, with_bad: bool) -> Result<Batch> {
         let first = step * batch as u64;
-        let samples: Vec<Result<[Vec<f32>; 3]>> = (0..batch as u64)
-            .into_par_iter()
-            .map(|i| {
-                let Sample { hq, lq, neg } = self.sample(stage, first + i)?;
-                let bad = match (with_bad, neg) {
-                    (true, Some(neg)) => self.encode(&neg)?,
-                    (true, None) => self.encode(&bad_upscale(&lq, self.degradation.scale()))?,
-                    (false, _) => Vec::new(),
-                };
-                Ok([self.encode(&hq)?, self.condition(&lq)?, bad])
-            })
-            .collect();
+        let one = |i: u64| -> Result<[Vec<f32>; 3]> {
+            let Sample { hq, lq, neg } = self.sample(stage, first + i)?;
+            let bad = match (with_bad, neg) {
+                (true, Some(neg)) => self.encode(&neg)?,
+                (true, None) => self.encode(&bad_upscale(&lq, self.degradation.scale()))?,
+                (false, _) => Vec::new(),
+            };
+            Ok([self.encode(&hq)?, self.condition(&lq)?, bad])
+        };
+        let all = 0..batch as u64;
+        let samples: Vec<_> = match self.codec.is_heavy() {
+            true => all.map(one).collect(),
+            false => all.into_par_iter().map(one).collect(),
+        };
         let (channels, side) = (self.codec.channels(), self.crop / self.codec.block());
         let mut all = [(); 3].map(|()| Vec::with_capacity(batch * channels * side * side));
         for sample in samples {

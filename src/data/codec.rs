@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use sha2::{Digest, Sha256};
+
 use crate::data::Image;
-use crate::engine::{Device, Tensor};
+use crate::engine::{Device, Philox, Tensor};
 use crate::files::sha256_file;
-use crate::flux::Taef1;
+use crate::flux::{Taef1, Vae};
 use crate::{Error, Result};
 
 mod haar;
@@ -22,6 +24,8 @@ pub enum Codec {
     Haar(HaarCodec),
     /// FLUX.1's latents by TAEF1, computed where its weights are.
     Taef1(Taef1Codec),
+    /// FLUX.1's latents by its own autoencoder, likewise.
+    Vae(VaeCodec),
 }
 
 /// TAEF1 and where it came from.
@@ -32,12 +36,37 @@ pub struct Taef1Codec {
     sha256: String,
 }
 
+/// FLUX.1's autoencoder, where it came from, and which of the latents that a picture may have are taken.
+#[derive(Clone)]
+pub struct VaeCodec {
+    network: Arc<Vae>,
+    path: PathBuf,
+    sha256: String,
+    latents: Latents,
+}
+
+/// Which latents an autoencoder that gives a distribution of them makes of a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Latents {
+    /// A sample, always the same of the same picture: its noise is counted from the hash of the pixels.
+    Sample,
+    /// The most probable ones.
+    Mode,
+}
+
+impl Latents {
+    /// Every kind and its name in configurations.
+    pub const NAMES: &'static [(&'static str, Self)] = &[("sample", Self::Sample), ("mode", Self::Mode)];
+}
+
 /// What is written down of a codec: enough to have it again.
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "codec", rename_all = "lowercase")]
 enum Record {
     Haar(HaarCodec),
     Taef1 { path: PathBuf, sha256: String },
+    Vae { path: PathBuf, sha256: String, latents: Latents },
 }
 
 impl From<HaarCodec> for Codec {
@@ -50,19 +79,37 @@ impl Codec {
     /// What the options call [`HaarCodec`].
     pub const HAAR: &str = "haar";
 
-    /// The network at `path`, see [`Taef1::files`], on `device`.
+    /// Seed of the noise of samples: they are of the picture, not of the run, so that they may be kept.
+    const SAMPLE_SEED: u64 = 42;
+
+    /// The network at `path`, see [`Vae::load`] and [`Taef1::files`], on `device`. What is there says which it is.
     pub fn open(path: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let path = path.as_ref();
         let path = path.canonicalize().map_err(|e| {
             Error::Usage(format!(
-                "{}: {e}; wanted \"{}\", or the folder or file of TAEF1's weights, as a codec",
+                "{}: {e}; wanted \"{}\", or the folder or file of TAEF1's weights or FLUX.1's autoencoder's, as a codec",
                 path.display(),
                 Self::HAAR
             ))
         })?;
-        let hashes = Taef1::files(&path)?.iter().map(|f| sha256_file(f)).collect::<Result<Vec<_>>>()?;
+        let hash = |files: Vec<PathBuf>| -> Result<String> {
+            Ok(files.iter().map(|f| sha256_file(f)).collect::<Result<Vec<_>>>()?.join(" "))
+        };
+        if Vae::is_at(&path) {
+            let (network, sha256) = (Arc::new(Vae::load(&path, device)?), hash(Vae::files(&path)?)?);
+            return Ok(Self::Vae(VaeCodec { network, path, sha256, latents: Latents::Sample }));
+        }
+        let sha256 = hash(Taef1::files(&path)?)?;
         let network = Arc::new(Taef1::load(&path, device)?);
-        Ok(Self::Taef1(Taef1Codec { network, path, sha256: hashes.join(" ") }))
+        Ok(Self::Taef1(Taef1Codec { network, path, sha256 }))
+    }
+
+    /// With these of the latents that a picture may have; there is a choice only with an autoencoder that samples.
+    pub fn taking(self, latents: Latents) -> Self {
+        match self {
+            Self::Vae(c) => Self::Vae(VaeCodec { latents, ..c }),
+            other => other,
+        }
     }
 
     /// The codec that `codec.json` at `path` describes; a network's weights are read again, on `device`, and must be
@@ -76,27 +123,27 @@ impl Codec {
             // Runs of before there were others do not say.
             fields.entry("codec").or_insert_with(|| Self::HAAR.into());
         }
-        match serde_json::from_value(value).map_err(wrong)? {
-            Record::Haar(codec) => Ok(Self::Haar(codec)),
-            Record::Taef1 { path: weights, sha256 } => {
-                if !weights.exists() {
-                    let detail = format!(
-                        "the codec's weights are no longer at {}; put them back, or write here where they are",
-                        weights.display()
-                    );
-                    return Err(Error::format(path, detail));
-                }
-                let codec = Self::open(&weights, device)?;
-                match &codec {
-                    Self::Taef1(c) if c.sha256 != sha256 => {
-                        let (at, have) = (weights.display(), &c.sha256);
-                        let detail =
-                            format!("was written with weights of SHA-256 {sha256}, {at} now has {have}");
-                        Err(Error::format(path, detail))
-                    }
-                    _ => Ok(codec),
-                }
+        let (weights, sha256, latents) = match serde_json::from_value(value).map_err(wrong)? {
+            Record::Haar(codec) => return Ok(Self::Haar(codec)),
+            Record::Taef1 { path, sha256 } => (path, sha256, Latents::Sample),
+            Record::Vae { path, sha256, latents } => (path, sha256, latents),
+        };
+        let at = weights.display();
+        if !weights.exists() {
+            let detail = format!(
+                "the codec's weights are no longer at {at}; put them back, or write here where they are"
+            );
+            return Err(Error::format(path, detail));
+        }
+        let codec = Self::open(&weights, device)?.taking(latents);
+        match &codec {
+            Self::Taef1(Taef1Codec { sha256: have, .. }) | Self::Vae(VaeCodec { sha256: have, .. })
+                if *have != sha256 =>
+            {
+                let detail = format!("was written with weights of SHA-256 {sha256}, {at} now has {have}");
+                Err(Error::format(path, detail))
             }
+            _ => Ok(codec),
         }
     }
 
@@ -105,6 +152,9 @@ impl Codec {
         let record = match self {
             Self::Haar(codec) => Record::Haar(codec.clone()),
             Self::Taef1(c) => Record::Taef1 { path: c.path.clone(), sha256: c.sha256.clone() },
+            Self::Vae(c) => {
+                Record::Vae { path: c.path.clone(), sha256: c.sha256.clone(), latents: c.latents }
+            }
         };
         serde_json::to_string_pretty(&record).map_err(|e| Error::shape("codec", e.to_string()))
     }
@@ -114,6 +164,7 @@ impl Codec {
         match self {
             Self::Haar(_) => self.to_json(),
             Self::Taef1(c) => Ok(format!("{} {}", self.name(), c.sha256)),
+            Self::Vae(c) => Ok(format!("{} {:?} {}", self.name(), c.latents, c.sha256)),
         }
     }
 
@@ -122,6 +173,7 @@ impl Codec {
         match self {
             Self::Haar(_) => Self::HAAR.to_owned(),
             Self::Taef1(c) => c.path.display().to_string(),
+            Self::Vae(c) => c.path.display().to_string(),
         }
     }
 
@@ -130,23 +182,31 @@ impl Codec {
         match self {
             Self::Haar(_) => Self::HAAR,
             Self::Taef1(_) => "taef1",
+            Self::Vae(_) => "vae",
         }
     }
 
     /// Latent channels.
-    pub const fn channels(&self) -> usize {
+    pub fn channels(&self) -> usize {
         match self {
             Self::Haar(codec) => codec.channels(),
             Self::Taef1(_) => Taef1::CHANNELS,
+            Self::Vae(c) => c.network.config().latent_channels,
         }
     }
 
     /// Pixels per latent position and side.
-    pub const fn block(&self) -> usize {
+    pub fn block(&self) -> usize {
         match self {
             Self::Haar(codec) => codec.block(),
             Self::Taef1(_) => Taef1::BLOCK,
+            Self::Vae(c) => c.network.config().block(),
         }
+    }
+
+    /// Whether one picture keeps every thread busy and takes so much memory that several should not be encoded at once.
+    pub fn is_heavy(&self) -> bool {
+        matches!(self, Self::Vae(_))
     }
 
     /// Latents `[channels, H/block, W/block]` of a picture in [0, 1] whose sides are multiples of the block.
@@ -166,6 +226,15 @@ impl Codec {
                 let x = Tensor::from_slice(c.network.device(), &[1, 3, h, w], &image.data)?;
                 c.network.encode(&x)?.values()
             }
+            Self::Vae(c) => {
+                let signed: Vec<f32> = image.data.iter().map(|v| 2.0 * v - 1.0).collect();
+                let x = Tensor::from_slice(c.network.device(), &[1, 3, h, w], &signed)?;
+                let posterior = c.network.encode(&x)?;
+                Ok(c.network.scaled(match c.latents {
+                    Latents::Mode => posterior.mean,
+                    Latents::Sample => posterior.sample(&noise_of(image, posterior.mean.len())),
+                }))
+            }
         }
     }
 
@@ -177,6 +246,21 @@ impl Codec {
                 let z = Tensor::from_slice(c.network.device(), &[1, Taef1::CHANNELS, h, w], latents)?;
                 Image::new(h * Taef1::BLOCK, w * Taef1::BLOCK, c.network.decode(&z)?.values()?)
             }
+            Self::Vae(c) => {
+                let z = Tensor::from_slice(c.network.device(), &[1, self.channels(), h, w], latents)?;
+                let signed = c.network.decode(&z)?.values()?;
+                let block = self.block();
+                Image::new(h * block, w * block, signed.iter().map(|v| 0.5 * v + 0.5).collect())
+            }
         }
     }
+}
+
+/// `n` normals that follow from the pixels of `image`.
+fn noise_of(image: &Image, n: usize) -> Vec<f32> {
+    let hash = Sha256::digest(bytemuck::cast_slice::<f32, u8>(&image.data));
+    let stream = hash.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let mut noise = vec![0.0; n];
+    Philox::new(Codec::SAMPLE_SEED, stream).normals(0, &mut noise);
+    noise
 }

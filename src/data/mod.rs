@@ -21,7 +21,7 @@ pub mod resize;
 pub mod source;
 
 pub use batch::{Batch, EvalPair, Sample, Sampler};
-pub use codec::{Codec, HaarCodec};
+pub use codec::{Codec, HaarCodec, Latents};
 pub use dead_leaves::{DeadLeaves, dead_leaves};
 pub use degrade::{Degradation, Light, RealEsrgan, Strengths, bad_upscale, gaussian_blur};
 pub use folder::{Folder, Wanted, pictures_of};

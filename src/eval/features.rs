@@ -115,7 +115,7 @@ impl Features {
             let mut convolutions = Vec::new();
             for &(at, out, side, stride) in layers {
                 let padding = if stride == 1 { side / 2 } else { 2 };
-                let op = Conv2d { stride, padding, upsample: false, relu: true };
+                let op = Conv2d { stride, padding: [padding; 2], upsample: false, relu: true };
                 let weight =
                     file.shaped(&format!("features.{at}.weight"), &[out, channels, side, side], &device)?;
                 let bias = file.shaped(&format!("features.{at}.bias"), &[out], &device)?;

@@ -60,7 +60,7 @@ impl BaseModel {
             return Ok(Self { path: what.to_path_buf(), config, source: Source::Random });
         }
         let path = located(what)?;
-        let folder = if path.is_dir() { Folder::open(&path)? } else { Folder::of(SafeFile::open(&path)?) };
+        let folder = if path.is_dir() { Folder::open(&path)? } else { SafeFile::open(&path)?.into() };
         let naming = naming(&path, &folder)?;
         let beside = path.with_file_name("config.json");
         let config = match naming {

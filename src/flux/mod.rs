@@ -16,6 +16,7 @@ pub mod schedule;
 pub mod taef1;
 pub mod text;
 pub mod transformer;
+pub mod vae;
 pub mod weights;
 
 pub use base::BaseModel;
@@ -25,4 +26,5 @@ pub use params::{Adapter, Weights};
 pub use schedule::LrSchedule;
 pub use taef1::Taef1;
 pub use transformer::Flux;
+pub use vae::Vae;
 pub use weights::{Folder, SafeFile};

@@ -361,6 +361,14 @@ pub struct Folder {
     index: BTreeMap<String, usize>,
 }
 
+impl From<SafeFile> for Folder {
+    /// One file, in the place of a folder that has it alone.
+    fn from(file: SafeFile) -> Self {
+        let index = file.names().map(|n| (n.to_owned(), 0)).collect();
+        Self { dir: file.path().to_path_buf(), files: vec![file], index }
+    }
+}
+
 /// What we read of an index file.
 #[derive(serde::Deserialize)]
 struct ShardIndex {
@@ -380,7 +388,7 @@ impl Folder {
         let (indices, files) = (ending(".safetensors.index.json"), ending(".safetensors"));
         match (indices[..].as_ref(), files[..].as_ref()) {
             ([index], _) => Self::sharded(dir, &dir.join(index)),
-            ([], [file]) => Ok(Self { dir: dir.to_path_buf(), ..Self::of(SafeFile::open(dir.join(file))?) }),
+            ([], [file]) => Ok(Self { dir: dir.to_path_buf(), ..SafeFile::open(dir.join(file))?.into() }),
             ([], []) => Err(Error::format(dir, "holds no .safetensors file")),
             ([], many) => Err(Error::format(
                 dir,
@@ -393,12 +401,6 @@ impl Folder {
                 Err(Error::format(dir, format!("holds {} indices, wanted one: {many:?}", many.len())))
             }
         }
-    }
-
-    /// One file as if it were a folder.
-    pub(super) fn of(file: SafeFile) -> Self {
-        let index = file.names().map(|n| (n.to_owned(), 0)).collect();
-        Self { dir: file.path().to_path_buf(), files: vec![file], index }
     }
 
     fn sharded(dir: &Path, path: &Path) -> Result<Self> {
@@ -430,6 +432,10 @@ impl Folder {
         Ok(Self { dir: dir.to_path_buf(), files, index })
     }
 
+    /// The files its tensors are in.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(SafeFile::path)
+    }
     /// All tensor names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.index.keys().map(String::as_str)

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! y[b,o,i,j] = f( Σ_c,u,v w[o,c,u,v]·x̂[b,c, s·i+u−p, s·j+v−p] + bias[o] + r[b,o,i,j] )
-//! x [B, C, H, W], w [O, C, h, w], bias [O], r as y;   y [B, O, (Ĥ+2p−h)/s+1, (Ŵ+2p−w)/s+1]
+//! x [B, C, H, W], w [O, C, h, w], bias [O], r as y;   y [B, O, (Ĥ+p+q−h)/s+1, (Ŵ+p+q−w)/s+1]
 //! ```
 //! x̂ is x, or x with every value repeated in 2×2 places (nearest-neighbour upsampling, Ĥ = 2H); beyond its edges it
 //! is 0. f is the identity or ReLU. Saves nothing and has no gradient.
@@ -30,8 +30,8 @@ const LEAST: usize = 64;
 pub struct Conv2d {
     /// Distance of two neighbouring windows, s.
     pub stride: usize,
-    /// Zeros on every side, p.
-    pub padding: usize,
+    /// Zeros above and on the left, p, and zeros below and on the right, q.
+    pub padding: [usize; 2],
     /// Whether x is read at twice its height and width.
     pub upsample: bool,
     /// Whether f is ReLU.
@@ -66,7 +66,7 @@ impl Dims {
 impl Conv2d {
     /// Stride 1 and as much padding as keeps the size under a window of `side`, which is odd.
     pub const fn same(side: usize) -> Self {
-        Self { stride: 1, padding: side / 2, upsample: false, relu: false }
+        Self { stride: 1, padding: [side / 2; 2], upsample: false, relu: false }
     }
 
     /// The same, through ReLU.
@@ -104,12 +104,13 @@ impl Conv2d {
         }
         let scale = 1 + usize::from(self.upsample);
         let side = |x: usize, window: usize| {
-            let room = (scale * x + 2 * self.padding).checked_sub(window);
+            let room = (scale * x + self.padding.iter().sum::<usize>()).checked_sub(window);
             room.filter(|_| self.stride > 0 && window > 0 && x > 0).map(|room| room / self.stride + 1)
         };
         let (Some(oh), Some(ow)) = (side(h, wh), side(w, ww)) else {
             let Self { stride, padding, .. } = *self;
-            let detail = format!("no {wh}×{ww} window fits {h}×{w} with padding {padding}, stride {stride}");
+            let detail =
+                format!("no {wh}×{ww} window fits {h}×{w} with padding {padding:?}, stride {stride}");
             return Err(Error::shape(NAME, detail));
         };
         let d = Dims { batch, inp, out, x: [h, w], window: [wh, ww], y: [oh, ow] };
@@ -171,8 +172,8 @@ impl Conv2d {
                 let (piece, after) = rest.split_at_mut(rest.len().min(yw - j));
                 at += piece.len();
                 rest = after;
-                // The row of x̂, which begins `padding` above its first.
-                match (self.stride * i + u).checked_sub(self.padding).filter(|&r| r < high) {
+                // The row of x̂, which begins as many above its first as there are zeros.
+                match (self.stride * i + u).checked_sub(self.padding[0]).filter(|&r| r < high) {
                     Some(r) => self.gather_row(&x[(c * xh + (r >> shift)) * xw..][..xw], j, v, piece),
                     None => piece.fill(0.0),
                 }
@@ -182,18 +183,18 @@ impl Conv2d {
 
     /// Column `v` of the windows of positions `j…` of one row.
     fn gather_row(&self, x: &[f32], j: usize, v: usize, to: &mut [f32]) {
-        let shift = u32::from(self.upsample);
+        let (shift, padding) = (u32::from(self.upsample), self.padding[0]);
         let wide = x.len() << shift;
         // Positions whose column lies inside x̂: first ≤ position < last.
-        let first = self.padding.saturating_sub(v).div_ceil(self.stride).clamp(j, j + to.len());
-        let last = (wide + self.padding).saturating_sub(v).div_ceil(self.stride).clamp(first, j + to.len());
+        let first = padding.saturating_sub(v).div_ceil(self.stride).clamp(j, j + to.len());
+        let last = (wide + padding).saturating_sub(v).div_ceil(self.stride).clamp(first, j + to.len());
         to[..first - j].fill(0.0);
         to[last - j..].fill(0.0);
         let inner = &mut to[first - j..last - j];
         if inner.is_empty() {
             return;
         }
-        let start = self.stride * first + v - self.padding;
+        let start = self.stride * first + v - padding;
         if self.stride == 1 && !self.upsample {
             inner.copy_from_slice(&x[start..start + inner.len()]);
         } else {
@@ -233,7 +234,8 @@ pub fn cases(device: &Device) -> Vec<Case> {
             inputs.push(random(device, shape, 3 + i as u64, 0.5));
         }
         let (all, n) = ((0..inputs.len()).collect::<Vec<_>>(), b * o * d.plane());
-        let form = [(op.upsample, "_up"), (op.relu, "_relu"), (more > 1, "_resid")];
+        let uneven = op.padding[0] != op.padding[1];
+        let form = [(op.upsample, "_up"), (uneven, "_below"), (op.relu, "_relu"), (more > 1, "_resid")];
         let form: String = form.iter().filter(|f| f.0).map(|f| f.1).collect();
         let name = format!("conv2d{form}/{b}x{c}x{h}x{w}/{o}x{wh}x{ww}s{}", op.stride);
         Case::new(name, op, inputs)
@@ -244,6 +246,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
             .bench_only()
     };
     let strided = Conv2d { stride: 2, ..Conv2d::same(3) };
+    let below = Conv2d { padding: [0, 1], ..strided };
     let doubled = Conv2d { upsample: true, ..Conv2d::same(3) };
     vec![
         case(Conv2d::same(3), [2, 3, 7, 9], [5, 3, 3], 0),
@@ -251,7 +254,13 @@ pub fn cases(device: &Device) -> Vec<Case> {
         case(Conv2d::same(3).relu(), [1, 64, 9, 10], [64, 3, 3], 2),
         case(strided, [2, 20, 11, 14], [40, 3, 3], 0),
         case(doubled, [2, 24, 6, 5], [17, 3, 3], 0),
-        case(Conv2d { stride: 4, padding: 2, upsample: false, relu: true }, [1, 3, 27, 31], [64, 11, 11], 1),
+        case(below, [2, 20, 10, 13], [40, 3, 3], 1),
+        case(
+            Conv2d { stride: 4, padding: [2; 2], upsample: false, relu: true },
+            [1, 3, 27, 31],
+            [64, 11, 11],
+            1,
+        ),
         case(Conv2d::same(1), [1, 8, 4, 4], [130, 1, 1], 1),
         case(Conv2d::same(3).relu(), [1, 64, 128, 128], [64, 3, 3], 2),
     ]
@@ -277,8 +286,8 @@ mod tests {
             for k in 0..d.depth() {
                 let (v, u, c) =
                     (k % d.window[1], k / d.window[1] % d.window[0], k / d.window[1] / d.window[0]);
-                let r = (op.stride * i + u) as isize - op.padding as isize;
-                let q = (op.stride * j + v) as isize - op.padding as isize;
+                let r = (op.stride * i + u) as isize - op.padding[0] as isize;
+                let q = (op.stride * j + v) as isize - op.padding[0] as isize;
                 if r < 0 || q < 0 || r >= scale * d.x[0] as isize || q >= scale * d.x[1] as isize {
                     continue;
                 }
@@ -320,10 +329,11 @@ mod tests {
         fn any_shape_agrees_with_the_definition(
             (b, c, h, w) in (1usize..3, 1usize..4, 1usize..9, 1usize..24),
             (o, wh, ww) in (1usize..5, 1usize..6, 1usize..6),
-            (stride, padding, upsample, relu) in (1usize..4, 0usize..4, any::<bool>(), any::<bool>()),
+            (stride, before, after) in (1usize..4, 0usize..4, 0usize..4),
+            (upsample, relu) in (any::<bool>(), any::<bool>()),
             more in 0usize..3,
         ) {
-            let op = Conv2d { stride, padding, upsample, relu };
+            let op = Conv2d { stride, padding: [before, after], upsample, relu };
             agrees(op, [b, c, h, w], [o, wh, ww], more, &Device::cpu_poisoned());
         }
     }

@@ -21,6 +21,7 @@ pub(crate) mod cuda;
 pub mod embed;
 pub mod feed_forward;
 pub mod gelu;
+pub mod group_norm;
 pub mod linear;
 pub mod modulate;
 pub mod multiplier;
@@ -32,6 +33,7 @@ pub mod reduce;
 pub mod sdpa;
 pub mod silu;
 pub mod sobolev;
+pub mod transpose;
 
 /// A differentiable operation with many inputs and many outputs.
 ///
@@ -435,6 +437,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
         conv2d::cases(device),
         feed_forward::cases(device),
         gelu::cases(device),
+        group_norm::cases(device),
         linear::cases(device),
         modulate::cases(device),
         negative::cases(device),

@@ -85,7 +85,8 @@ pub fn codec(
 ) -> Result<Codec> {
     let d = &config.data;
     // Batches are made on the host, beside the device's work.
-    let ours = if d.codec == Codec::HAAR { None } else { Some(Codec::open(&d.codec, &Device::cpu())?) };
+    let open = || Ok::<_, Error>(Codec::open(&d.codec, &Device::cpu())?.taking(d.latents));
+    let ours = if d.codec == Codec::HAAR { None } else { Some(open()?) };
     let codec = match (ours, theirs) {
         (None, None) => Sampler::fit_codec(source, split)?.into(),
         (Some(ours), None) => ours,

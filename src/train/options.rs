@@ -5,7 +5,7 @@
 //! `key: type = default => [Section: its default, …], range, only [Section, …];`.
 
 use super::objective::Adversary;
-use crate::data::{Codec, DeadLeavesSource, LqResize, Strengths};
+use crate::data::{Codec, DeadLeavesSource, Latents, LqResize, Strengths};
 use crate::engine::DType;
 use crate::error::did_you_mean;
 use crate::flux::schedule::LrSchedule;
@@ -291,6 +291,7 @@ macro_rules! options {
     )+};
 }
 
+field_names!(Latents = Latents::NAMES);
 field_names!(LqResize = LqResize::NAMES);
 field_names!(LrSchedule {
     Constant = "constant",
@@ -420,9 +421,12 @@ options! {
         latent_cache: String = String::new(), Any;
         /// Memory for decoded pictures, in MiB; more of them than fit are read again (folders only).
         memory: usize = 1024, 1..=1_048_576;
-        /// The latent codec: "haar", fitted to the images, or a folder or file with the weights of TAEF1, whose latents are
-        /// FLUX.1's (crop: a multiple of 16).
+        /// The latent codec: "haar", fitted to the images, or a folder or file with the weights of FLUX.1's autoencoder
+        /// (diffusers' or ae.safetensors) or of TAEF1, whose latents are FLUX.1's, too (crop: a multiple of 16).
         codec: String = Codec::HAAR.to_owned(), Any;
+        /// Which latents a picture has where the codec gives a distribution: a sample, always the same of the same picture,
+        /// or the most probable ones (FLUX.1's autoencoder only).
+        latents: Latents = Latents::Sample, Any;
         /// Side of a training crop, in pixels of the high-quality image.
         crop: usize = 64, 8..=8192;
         /// Super-resolution factor.

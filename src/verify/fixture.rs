@@ -174,6 +174,12 @@ impl Fixture {
         self.value(at)?.as_f64().ok_or_else(|| self.error(format!("config {at} is not a number")))
     }
 
+    /// Numbers of the configuration.
+    pub fn numbers(&self, at: &str) -> Result<Vec<f64>> {
+        let wrong = || self.error(format!("config {at} is not a list of numbers"));
+        self.value(at)?.as_array().and_then(|all| all.iter().map(Value::as_f64).collect()).ok_or_else(wrong)
+    }
+
     pub fn value(&self, at: &str) -> Result<&Value> {
         self.config.pointer(at).ok_or_else(|| self.error(format!("config {at} is missing")))
     }
@@ -182,6 +188,11 @@ impl Fixture {
     pub fn model_dir(&self) -> PathBuf {
         let named = self.config["weights"].as_str().and_then(|w| w.split_whitespace().next());
         self.dir.join(named.unwrap_or("tiny_flux/transformer"))
+    }
+
+    /// Folder of the autoencoder beside that model.
+    pub fn vae_dir(&self) -> PathBuf {
+        self.model_dir().with_file_name("vae")
     }
 
     /// The reference's attention options as biases between text, image and condition.

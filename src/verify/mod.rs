@@ -16,6 +16,7 @@ mod scheduler;
 mod sobolev;
 mod steps;
 mod text;
+mod vae;
 
 use crate::engine::Device;
 use crate::error::did_you_mean;
@@ -28,7 +29,7 @@ use std::path::Path;
 type Replay = fn(&mut Fixture, &Run) -> Result<()>;
 
 /// What can be replayed: stem, whether the model is in it, which may compute in bf16, and how.
-const REPLAYS: [(&str, bool, Replay); 12] = [
+const REPLAYS: [(&str, bool, Replay); 13] = [
     ("flux_tiny", true, flux::plain),
     ("flux_cond", true, flux::conditioned),
     ("sobolev", false, sobolev::replay),
@@ -41,6 +42,7 @@ const REPLAYS: [(&str, bool, Replay); 12] = [
     ("degradation", false, degradation::replay),
     ("clip_tiny", false, text::clip),
     ("t5_tiny", false, text::t5),
+    ("vae_tiny", false, vae::replay),
 ];
 
 /// The verdict on one fixture.

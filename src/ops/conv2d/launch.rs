@@ -66,7 +66,7 @@ pub(super) fn forward(gpu: &Gpu, op: &Conv2d, d: Dims, inputs: &[&Tensor]) -> Re
         wide: int(scale * d.x[1])?,
         window: [int(d.window[0])?, int(d.window[1])?],
         stride: int(op.stride)?,
-        padding: int(op.padding)?,
+        padding: int(op.padding[0])?,
         up: i32::from(op.upsample),
         relu: i32::from(op.relu),
     };

@@ -139,7 +139,7 @@ impl Photo {
     }
 }
 
-fn wrong(why: &str) -> String {
+pub(super) fn wrong(why: &str) -> String {
     format!("cannot decode this image: {why}; remove it or save it again")
 }
 
@@ -148,7 +148,7 @@ fn is_deep(color: ColorType) -> bool {
 }
 
 /// The decoder of a file of `size` bytes, and what its header says; refuses what no such file can hold.
-fn header<'r>(
+pub(super) fn header<'r>(
     file: impl BufRead + Seek + 'r,
     size: u64,
     complete: bool,
@@ -194,7 +194,7 @@ fn header<'r>(
 }
 
 /// How a JPEG file begins.
-const JPEG: [u8; 2] = [0xff, 0xd8];
+pub(super) const JPEG: [u8; 2] = [0xff, 0xd8];
 /// Bytes at a file's end in which its end marker is looked for first.
 const TAIL: u64 = 32;
 
@@ -228,7 +228,7 @@ trait ReadSeek: Read + Seek {}
 impl<T: Read + Seek> ReadSeek for T {}
 
 /// Whether JPEG data reach their end marker.
-fn jpeg_is_complete(bytes: &[u8]) -> bool {
+pub(super) fn jpeg_is_complete(bytes: &[u8]) -> bool {
     let mut at = 2; // after the start marker
     while let Some(&[mark, kind]) = bytes.get(at..at + 2) {
         // stuffed zeros, restart markers and fill bytes belong to the scan, which this loop walks byte by byte

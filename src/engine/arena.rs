@@ -23,6 +23,8 @@ pub struct Device(Arc<Inner>);
 
 struct Inner {
     poison: bool,
+    /// Bytes that may be obtained from the system.
+    limit: usize,
     arena: Mutex<Arena>,
     /// `None`: the CPU.
     gpu: Option<Gpu>,
@@ -63,7 +65,7 @@ pub fn size_class(bytes: usize) -> usize {
 
 impl Device {
     fn new(poison: bool, gpu: Option<Gpu>) -> Self {
-        Self(Arc::new(Inner { poison, arena: Mutex::default(), gpu }))
+        Self(Arc::new(Inner { poison, limit: usize::MAX, arena: Mutex::default(), gpu }))
     }
 
     /// The CPU, with an arena of its own.
@@ -74,6 +76,11 @@ impl Device {
     /// A CPU device that fills every fresh f32 buffer with NaN, so that a result nobody wrote is seen. For tests.
     pub fn cpu_poisoned() -> Self {
         Self::new(true, None)
+    }
+
+    /// A CPU device of so little memory: what goes beyond is refused as a GPU refuses it. For tests.
+    pub fn cpu_within(bytes: usize) -> Self {
+        Self(Arc::new(Inner { poison: true, limit: bytes, arena: Mutex::default(), gpu: None }))
     }
 
     /// CUDA device `ordinal` of this machine.
@@ -117,12 +124,15 @@ impl Device {
         let ptr = match found {
             Some(ptr) => ptr,
             None => {
-                let ptr = match self.0.obtain(bytes)? {
+                let ptr = match self.0.obtain(bytes, arena.stats.reserved)? {
                     Some(ptr) => ptr,
                     // What lies idle in other classes may be enough.
                     None => {
                         arena.give_back(&self.0);
-                        self.0.obtain(bytes)?.ok_or_else(|| self.out_of_memory(bytes, arena.stats))?
+                        let reserved = arena.stats.reserved;
+                        self.0
+                            .obtain(bytes, reserved)?
+                            .ok_or_else(|| self.out_of_memory(bytes, arena.stats))?
                     }
                 };
                 arena.stats.reserved += class;
@@ -186,6 +196,7 @@ impl Device {
         let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
         let free = match self.gpu().and_then(|gpu| gpu.memory().ok()) {
             Some((free, total)) => format!("{} of {} are free", mib(free), mib(total)),
+            None if self.0.limit < usize::MAX => format!("{} may be used", mib(self.0.limit)),
             None => "the system has no more".into(),
         };
         Error::Memory {
@@ -228,9 +239,10 @@ impl Drop for PoolHandle {
 }
 
 impl Inner {
-    /// Fresh memory for `bytes`, or `None` when there is none left.
-    fn obtain(&self, bytes: usize) -> Result<Option<NonNull<u8>>> {
+    /// Fresh memory for `bytes` beside those `reserved`, or `None` when there is none left.
+    fn obtain(&self, bytes: usize, reserved: usize) -> Result<Option<NonNull<u8>>> {
         match &self.gpu {
+            _ if size_class(bytes) > self.limit.saturating_sub(reserved) => Ok(None),
             Some(gpu) => {
                 let bytes = if gpu.exact() { bytes.max(1) } else { size_class(bytes) };
                 Ok(gpu.allocate(bytes)?.and_then(|ptr| NonNull::new(ptr as *mut u8)))
@@ -315,5 +327,12 @@ mod tests {
     fn too_much_is_an_error_with_the_numbers() {
         let e = Device::cpu().acquire(1 << 60).unwrap_err().to_string();
         assert!(e.contains("cpu") && e.contains("1099511627776.0 MiB are wanted"), "{e}");
+        let small = Device::cpu_within(3 << 20);
+        let a = small.acquire(2 << 20).unwrap();
+        let e = small.acquire(2 << 20).unwrap_err().to_string();
+        assert!(e.contains("3.0 MiB may be used, 2.0 MiB are in use"), "{e}");
+        small.release(a, 2 << 20);
+        let b = small.acquire(3 << 20).expect("what lay idle was given back");
+        small.release(b, 3 << 20);
     }
 }

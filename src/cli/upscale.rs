@@ -2,11 +2,11 @@
 
 use super::device::Choice;
 use super::{ctrl_c, threads};
+use asasr_engine::Result;
 use asasr_engine::data::Format;
 use asasr_engine::infer::model::SAMPLE_SEED;
 use asasr_engine::infer::{ColorFix, Job, Model, Parts, Settings, Watch};
 use asasr_engine::train::Config;
-use asasr_engine::{Error, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -41,8 +41,8 @@ pub struct Args {
     /// weights alone
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     steps: Option<u32>,
-    /// Guidance value; 0 is what adapters are trained with
-    #[arg(long, default_value_t = 0.0, value_parser = guidance)]
+    /// Guidance value, for models that have one
+    #[arg(long, default_value_t = 3.5, value_parser = guidance)]
     guidance: f32,
     /// Seed of the noise
     #[arg(long, default_value_t = SAMPLE_SEED)]
@@ -50,7 +50,7 @@ pub struct Args {
     /// Side of a tile in the result's pixels. Default: that of the crops trained on, 512 for FLUX's weights alone
     #[arg(long, value_name = "PIXELS")]
     tile: Option<usize>,
-    /// Pixels that neighbouring tiles share at least. Default: a quarter of a tile
+    /// Pixels that neighbouring tiles share at least, in whole tokens. Default: a quarter of a tile
     #[arg(long, value_name = "PIXELS")]
     overlap: Option<usize>,
     /// Whose colours the result has: its own (none), or those of the input, by the mean and the spread of each channel
@@ -136,6 +136,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             overlap: 0,
         },
         model: String::new(),
+        adapters: Vec::new(),
     };
     let tasks = job.tasks()?;
     let parts =
@@ -143,10 +144,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (steps, tile) = defaults(&args.model)?;
     let tile = args.tile.unwrap_or(tile);
     job.settings.steps = args.steps.map_or(steps, |n| n as usize);
-    // A quarter in whole tokens of any codec's: 16 pixels at most.
-    let quarter = if tile < 64 { tile / 4 } else { tile / 64 * 16 };
-    (job.settings.tile, job.settings.overlap) = (tile, args.overlap.unwrap_or(quarter));
-    job.model = parts.fingerprint()?;
+    (job.settings.tile, job.settings.overlap) = (tile, args.overlap.unwrap_or(tile / 4));
+    (job.model, job.adapters) = (parts.fingerprint()?, parts.names());
     let device = args.device.open()?;
     let stop = ctrl_c()?;
     let style =

@@ -40,6 +40,8 @@ pub struct Job {
     pub settings: Settings,
     /// Fingerprint of the model.
     pub model: String,
+    /// Its adapters, for people.
+    pub adapters: Vec<String>,
 }
 
 /// One picture of a job.
@@ -74,6 +76,7 @@ struct Record {
     input: String,
     /// Fingerprint of the model and its adapters.
     model: String,
+    adapters: Vec<String>,
     scale: f64,
     steps: usize,
     guidance: f32,
@@ -116,19 +119,11 @@ impl Job {
         }
         let inputs: HashMap<PathBuf, &Path> =
             tasks.iter().map(|task| (real(&task.from), &*task.from)).collect();
-        for task in &tasks {
-            if let Some(input) = task.to.canonicalize().ok().and_then(|to| inputs.get(&to)) {
-                return refuse(
-                    input,
-                    if **input == *task.from {
-                        "would be overwritten by its own upscale"
-                    } else {
-                        "would be overwritten by another picture's upscale"
-                    },
-                );
-            }
+        let written = tasks.iter().filter_map(|task| task.to.canonicalize().ok());
+        match written.into_iter().find_map(|to| inputs.get(&to)) {
+            Some(input) => refuse(input, "would be overwritten by its own upscale"),
+            None => Ok(tasks),
         }
-        Ok(tasks)
     }
 
     /// One file to one file.
@@ -264,6 +259,7 @@ impl Job {
             engine: env!("CARGO_PKG_VERSION").to_owned(),
             input: sha256(input),
             model: self.model.clone(),
+            adapters: self.adapters.clone(),
             scale,
             steps,
             guidance,

@@ -50,6 +50,12 @@ impl Parts {
         Ok(Self { base, codec: codec?, adapters })
     }
 
+    /// The adapters' names and strengths.
+    pub fn names(&self) -> Vec<String> {
+        let name = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        self.adapters.iter().map(|(path, strength)| format!("{}:{strength}", name(path))).collect()
+    }
+
     /// A hash that tells these parts from others: of the adapters' strengths and the sizes and contents of all files, of
     /// large ones 256 places.
     pub fn fingerprint(&self) -> Result<String> {
@@ -209,6 +215,7 @@ mod tests {
         let e = Parts::find(&c, Some(&[("sft".to_owned(), 1.0)]), None).unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains("which has base_sft, train_dpo, adv"), "{e}");
 
+        assert_eq!(named.names(), ["adv:0.5", "base_sft:2"]);
         let before = parts.fingerprint().unwrap();
         assert_ne!(named.fingerprint().unwrap(), before);
         write(c.join("train_dpo/x.safetensors"), "another").unwrap();

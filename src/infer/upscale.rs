@@ -41,7 +41,7 @@ pub struct Settings {
     pub seed: u64,
     /// Side of a tile in the restored picture's pixels; whole tokens.
     pub tile: usize,
-    /// Pixels that neighbours share at least; whole tokens.
+    /// Pixels that neighbours share at least, at most half a tile; rounded down to whole tokens.
     pub overlap: usize,
 }
 
@@ -78,10 +78,9 @@ impl Settings {
             _ if below != above => refuse(format!(
                 "tiles of {tile} pixels are not whole tokens of {token} pixels; take {below} or {above}"
             )),
-            _ if overlap > tile / 2 || !overlap.is_multiple_of(token) => refuse(format!(
-                "an overlap of {overlap} pixels: wanted a multiple of {token} of at most half a tile, {}",
-                tile / 2 / token * token
-            )),
+            _ if overlap > tile / 2 => {
+                refuse(format!("an overlap of {overlap} pixels: wanted at most half a tile, {}", tile / 2))
+            }
             _ => Ok(()),
         }
     }
@@ -121,7 +120,7 @@ pub fn upscale(
     let cond = coder.encode(&model.lq_resize.apply(lq, h, w), rows, columns)?;
     let data = noise_window(settings.seed, [model.codec.channels(), rows, columns], (0, 0));
     let x = Planes { height: rows, width: columns, data };
-    let cut = Cut { tile: tile / block, overlap: settings.overlap / block, tokens: TOKENS, halved: 0 };
+    let cut = Cut { tile: tile / block, overlap: settings.overlap / token * 2, tokens: TOKENS, halved: 0 };
     let mut sampling = Sampling { model, device, watch, guidance: settings.guidance, cond, x, cut };
     let sigmas = sampling_sigmas(settings.steps, (tile / token).pow(2));
     for (step, pair) in sigmas.windows(2).enumerate() {

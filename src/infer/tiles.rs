@@ -129,6 +129,27 @@ mod tests {
         }
     }
 
+    /// Tiles that differ by a constant each, as a model's do: side by side they make a step as high as their difference,
+    /// blended one that is no steeper than the cosine, π/2 of the mean slope over the overlap.
+    #[test]
+    fn what_tiles_disagree_about_is_spread_over_the_overlap() {
+        let (n, size) = (80, 16);
+        let bias = |i: usize| if i.is_multiple_of(2) { 0.0 } else { 1.0 };
+        let steepest = |overlap: usize| {
+            let cut = || Axis::cut(n, size, overlap, 2);
+            let tiles = Tiles { rows: cut(), columns: cut() };
+            let mut sum = Planes::zeros(1, n, n);
+            (0..tiles.len()).for_each(|i| tiles.add(i, &vec![bias(i); size * size], &mut sum));
+            let row = &sum.data[..n];
+            row.windows(2).map(|p| (p[1] - p[0]).abs()).fold(0.0, f32::max)
+        };
+        assert_eq!(steepest(0), 1.0);
+        for overlap in [4, 8] {
+            let most = std::f32::consts::FRAC_PI_2 / overlap as f32;
+            assert!(steepest(overlap) <= most + 1e-6, "{overlap}: {} of {most}", steepest(overlap));
+        }
+    }
+
     #[test]
     fn tiles_of_a_plane_blend_back_to_it() {
         let (h, w) = (14, 22);

@@ -1,5 +1,5 @@
-//! Upscaling whole pictures and folders of them, with a small model of random weights: sizes, seams, memory, and what
-//! becomes of files.
+//! Upscaling whole pictures and folders of them, with a small model of random weights: sizes, memory, and what
+//! becomes of files. (That tiles leave no seams is held where they are blended, in `src/infer/tiles.rs`.)
 
 mod common;
 
@@ -86,24 +86,6 @@ fn threads_change_no_bit_and_the_seed_changes_many() {
     assert_ne!(one, restored(&model, &lq, &Settings { seed: 43, ..SETTINGS }));
 }
 
-/// Of the difference between two pictures, the mean step across the rows and columns `at`, over that across all other
-/// borders of tokens.
-fn seam(image: &Image, other: &Image, at: &[usize]) -> f64 {
-    let data = image.data.iter().zip(&other.data).map(|(a, b)| a - b).collect();
-    let off = Image::new(image.height, image.width, data).unwrap();
-    let (mut on, mut else_) = ((0.0, 0.0), (0.0, 0.0));
-    for off in [&off, &off.transpose()] {
-        let row = |y: usize| (0..3).flat_map(move |c| &off.plane(c)[y * off.width..][..off.width]);
-        for y in (8..off.height).step_by(8) {
-            let step: f64 = row(y).zip(row(y - 1)).map(|(a, b)| f64::from((a - b).abs())).sum();
-            let of = if at.contains(&y) { &mut on } else { &mut else_ };
-            *of = (of.0 + step, of.1 + 1.0);
-        }
-    }
-    (on.0 / on.1) / (else_.0 / else_.1)
-}
-
-//SEAM
 #[test]
 fn too_little_memory_makes_smaller_tiles_and_says_so() {
     let lq = leaves(192, 192);
@@ -351,4 +333,28 @@ fn places_that_must_not_be_written_are_refused() {
     refused(job(dir, &["in/a.png", "other/a.png"], "other"), "would both become");
     refused(job(dir, &["in/a.png", "other"], "out"), "would both become");
     refused(Job { format: Some(Format::Png), ..job(dir, &["in"], "out") }, "would both become");
+}
+
+/// Set5's small pictures become as large as its large ones. They are not kept in the repository but looked for in
+/// `../shared/data`; where they are absent the test is skipped, and says so.
+#[test]
+fn set5_comes_out_at_its_true_sizes() {
+    let set5 = Path::new("../shared/data/photos/set5");
+    if !set5.exists() {
+        return println!("skipped: {} is not here", set5.display());
+    }
+    let home = tempfile::tempdir().unwrap();
+    let settings = Settings { scale: 4.0, steps: 1, tile: 128, overlap: 16, ..SETTINGS };
+    let job = Job { inputs: vec![set5.join("LR_bicubic_x4")], settings, ..job(home.path(), &[], "out") };
+    let (outcome, _) = run(&job).unwrap();
+    assert_eq!((outcome.made, outcome.failed.len()), (5, 0));
+    let size = |path: &Path| image::image_dimensions(path).unwrap();
+    let name = |path: &Path| {
+        path.file_stem().unwrap().to_string_lossy().split(['x', '_', '.']).next().unwrap().to_owned()
+    };
+    let large: BTreeMap<String, (u32, u32)> =
+        files(&set5.join("HR")).keys().map(|path| (name(path), size(path))).collect();
+    for path in files(&home.path().join("out")).keys() {
+        assert_eq!(Some(&size(path)), large.get(&name(path)), "{}", path.display());
+    }
 }

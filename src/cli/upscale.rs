@@ -16,6 +16,9 @@ const HELP: &str = "\
 A result says in itself what it was made of and how; one that is there and says just that is kept. One bad file does
 not stop the others. Grey stays grey, 16 bits stay 16 bits, transparency, ICC profile and EXIF are kept.";
 
+/// `None`: the same; by this name, or clap would take it for an option that may be absent.
+type Wanted = Option<Format>;
+
 #[derive(clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
@@ -59,7 +62,7 @@ pub struct Args {
     color_fix: ColorFix,
     /// What to write: png, jpg, webp (lossless), or same, what the input is. A single output's name says it, too
     #[arg(long, default_value = "same", value_parser = format())]
-    format: Option<Format>,
+    format: Wanted,
     /// Quality of jpg files
     #[arg(long, default_value_t = 95, value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: u8,
@@ -81,7 +84,7 @@ fn color_fix() -> impl TypedValueParser<Value = ColorFix> {
         .map(|name| ColorFix::named(&name).unwrap_or_default())
 }
 
-fn format() -> impl TypedValueParser<Value = Option<Format>> + Clone {
+fn format() -> impl TypedValueParser<Value = Wanted> {
     let names = ["same"].into_iter().chain(Format::NAMES.map(|(name, _)| name));
     PossibleValuesParser::new(names)
         .map(|name| Format::NAMES.iter().find(|(n, _)| *n == name).map(|&(_, format)| format))

@@ -222,10 +222,10 @@ impl Picture {
         let data: Vec<u8> = self.levels(self.grey, 255.0).map(|v| v as u8).collect();
         encoder.encode(&data, self.color.width as u16, self.color.height as u16, kind)?;
         // The comment stands behind the first segment, JFIF's, which has to be the first.
-        let first = 4 + usize::from(u16::from_be_bytes([out[4], out[5]])) - 2;
+        let at = 4 + usize::from(u16::from_be_bytes([out[4], out[5]]));
         let length = ((note.len() + 2) as u16).to_be_bytes();
         let comment = [&[0xff, 0xfe], &length[..], note.as_bytes()].concat();
-        out.splice(first + 2..first + 2, comment);
+        out.splice(at..at, comment);
         Ok(out)
     }
 

@@ -50,7 +50,10 @@ pub struct Model {
 
 /// Reads the codec of a run, or of the one that it was built from; one that is a network will compute on `device`.
 pub fn load_codec(run: &Path, device: &Device) -> Result<Codec> {
-    Codec::load(Runs::of(run)?.part(layout::CODEC)?, device)
+    let runs = Runs::of(run)?;
+    // What lacks that is no run.
+    runs.part(layout::BASE)?;
+    Codec::load(runs.part(layout::CODEC)?, device)
 }
 
 impl Model {

@@ -188,7 +188,7 @@ fn run(job: &Job) -> asasr_engine::Result<(Outcome, bool)> {
         Ok(model(&Device::cpu()))
     };
     let watch = Watch { progress: &|_, _| (), say: &|_| (), stop: &AtomicBool::new(false) };
-    let outcome = job.run(&job.tasks()?, open, &Device::cpu(), &watch, &|_, _, _| ())?;
+    let outcome = job.run(&job.tasks()?, open, &Device::cpu(), &watch, &|_, _| ())?;
     Ok((outcome, opened.into_inner()))
 }
 

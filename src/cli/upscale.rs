@@ -4,6 +4,7 @@ use super::device::Choice;
 use super::{ctrl_c, threads};
 use asasr_engine::Result;
 use asasr_engine::data::Format;
+use asasr_engine::infer::job::{Sizes, Task};
 use asasr_engine::infer::model::SAMPLE_SEED;
 use asasr_engine::infer::{ColorFix, Job, Model, Parts, Settings, Watch};
 use asasr_engine::train::Config;
@@ -162,12 +163,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         say: &|text| bar.suspend(|| eprintln!("{text}")),
         stop: &stop,
     };
-    let outcome =
-        job.run(&tasks, || Model::load(&parts, &device), &device, &watch, &|task, [h, w], [to_h, to_w]| {
-            let (from, to) = (task.from.display(), task.to.display());
-            bar.suspend(|| println!("{from} {w}×{h} → {to} {to_w}×{to_h}"));
-            bar.reset();
-        });
+    let done = |task: &Task, Sizes { before: [h, w], after: [to_h, to_w] }: Sizes| {
+        let (from, to) = (task.from.display(), task.to.display());
+        bar.suspend(|| println!("{from} {w}×{h} → {to} {to_w}×{to_h}"));
+        bar.reset();
+    };
+    let outcome = job.run(&tasks, || Model::load(&parts, &device), &device, &watch, &done);
     bar.finish_and_clear();
     let outcome = outcome?;
     outcome.failed.iter().for_each(|why| eprintln!("error: {why}"));

@@ -55,6 +55,15 @@ pub struct Task {
     pub format: Format,
 }
 
+/// Height and width of a picture that is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// The input's.
+    pub before: [usize; 2],
+    /// The result's.
+    pub after: [usize; 2],
+}
+
 /// What came of a job.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -183,15 +192,14 @@ impl Job {
         Ok(Task { from: from.to_path_buf(), to: self.output.join(name), format })
     }
 
-    /// Does what is not done. The model is opened when there is something to do; `done` is told of each picture and its
-    /// size before and after. A result that cannot be written is an error, a picture that cannot be restored is not.
+    /// Does what is not done. The model is opened when there is something to do; `done` is told of each picture. A result that cannot be written is an error, a picture that cannot be restored is not.
     pub fn run(
         &self,
         tasks: &[Task],
         open: impl FnOnce() -> Result<Model>,
         device: &Device,
         watch: &Watch,
-        done: &dyn Fn(&Task, [usize; 2], [usize; 2]),
+        done: &dyn Fn(&Task, Sizes),
     ) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         let mut left = Vec::new();
@@ -213,13 +221,13 @@ impl Job {
                 break;
             }
             match self.restored(task, &model, device, watch) {
-                Ok((bytes, before, after)) => {
+                Ok((bytes, sizes)) => {
                     if let Some(folder) = task.to.parent().filter(|p| !p.as_os_str().is_empty()) {
                         fs::create_dir_all(folder).map_err(Error::io(folder))?;
                     }
                     write_atomic(&task.to, &bytes)?;
                     outcome.made += 1;
-                    done(task, before, after);
+                    done(task, sizes);
                 }
                 Err(Error::Interrupted { .. }) => outcome.stopped = true,
                 Err(why) => outcome.failed.push(why),
@@ -279,7 +287,7 @@ impl Job {
         model: &Model,
         device: &Device,
         watch: &Watch,
-    ) -> Result<(Vec<u8>, [usize; 2], [usize; 2])> {
+    ) -> Result<(Vec<u8>, Sizes)> {
         let input = fs::read(&task.from).map_err(Error::io(&task.from))?;
         let wrong = |why: String| Error::format(&task.from, why);
         let lq = Picture::decode(&input).map_err(wrong)?;
@@ -296,7 +304,7 @@ impl Job {
         let alpha = lq.alpha.as_ref().map(|alpha| resized(alpha, before, after));
         let hq = lq.replaced(color, alpha);
         let bytes = hq.encode(task.format, self.quality, &record.text()?).map_err(wrong)?;
-        Ok((bytes, before, after))
+        Ok((bytes, Sizes { before, after }))
     }
 }
 

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const HELP: &str = "\
-A result says in itself what it was made of and how; one that is there and says just that is kept. One bad file does
-not stop the others. Grey stays grey, 16 bits stay 16 bits, transparency, ICC profile and EXIF are kept.";
+A result says in itself what it was made of and how; one that is there and says just that is kept. One bad file does not \
+stop the others. Grey stays grey, 16 bits stay 16 bits; transparency, ICC profile and EXIF are kept.";
 
 /// `None`: the same; by this name, or clap would take it for an option that may be absent.
 type Wanted = Option<Format>;

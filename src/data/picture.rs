@@ -17,7 +17,7 @@ use image_webp::{WebPDecoder, WebPEncoder};
 use jpeg_encoder::SamplingFactor;
 
 use crate::data::Image;
-use crate::data::photo::{JPEG, header, jpeg_is_complete, wrong};
+use crate::data::photo::{header, is_whole, wrong};
 
 /// What a note is filed under.
 const KEY: &str = "asasr-engine";
@@ -76,8 +76,7 @@ impl Picture {
     /// Decodes a PNG, JPEG or WebP file; [`Photo::decode`](crate::data::Photo::decode) says what is refused. An EXIF
     /// orientation is applied, and then reset.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let complete = !bytes.starts_with(&JPEG) || jpeg_is_complete(bytes);
-        let (mut decoder, _) = header(Cursor::new(bytes), bytes.len() as u64, complete)?;
+        let (mut decoder, _) = header(Cursor::new(bytes), bytes.len() as u64, is_whole(bytes))?;
         let refused = |e: ::image::ImageError| wrong(&e.to_string());
         let icc = decoder.icc_profile().ok().flatten();
         let mut exif = decoder.exif_metadata().ok().flatten();
@@ -249,7 +248,7 @@ impl Picture {
 
 /// The note in a file that [`Picture::encode`] wrote.
 pub fn note(bytes: &[u8]) -> Option<String> {
-    match guess_format(bytes).ok()? {
+    match guess_format(bytes).ok().filter(|_| is_whole(bytes))? {
         ImageFormat::Png => {
             let reader = png::Decoder::new(Cursor::new(bytes)).read_info().ok()?;
             reader.info().utf8_text.iter().find(|chunk| chunk.keyword == KEY)?.get_text().ok()

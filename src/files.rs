@@ -106,6 +106,14 @@ impl Write for Disk {
     }
 }
 
+/// `path` without links and detours; what does not exist yet, below what does.
+pub(crate) fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let existing = path.ancestors().find_map(|a| Some((a, a.canonicalize().ok()?)));
+    let Some((ancestor, real)) = existing else { return path };
+    path.strip_prefix(ancestor).map_or(real.clone(), |rest| real.join(rest))
+}
+
 /// SHA-256 of `bytes`, in hexadecimal.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()

@@ -4,7 +4,7 @@
 //! Half of the cases are mended afterwards (header length, checksums), so that damage gets past the outer check. A few
 //! thousand run by default; `cargo xtask fuzz` runs a million.
 
-use asasr_engine::data::{Image, Photo};
+use asasr_engine::data::{Format, Image, Photo, Picture, picture};
 use asasr_engine::engine::{DType, Device};
 use asasr_engine::flux::text::{ClipConfig, T5Config};
 use asasr_engine::flux::vae::VaeConfig;
@@ -240,6 +240,13 @@ fn entries() -> Vec<Entry> {
         Entry { name: "--set", seeds: sets, damage: anywhere, enter: set },
         Entry { name: "png", seeds: pngs(), damage: in_chunks, enter: photo },
         Entry { name: "jpeg", seeds: jpegs(), damage: anywhere, enter: photo },
+        Entry { name: "png with a note", seeds: noted(&[Format::Png]), damage: in_chunks, enter: picture },
+        Entry {
+            name: "jpg, webp with a note",
+            seeds: noted(&[Format::Jpeg, Format::WebP]),
+            damage: anywhere,
+            enter: picture,
+        },
     ]
 }
 
@@ -361,6 +368,12 @@ fn set(bytes: Vec<u8>) -> bool {
 fn photo(bytes: Vec<u8>) -> bool {
     let photo = Photo::decode(&bytes);
     photo.is_ok_and(|p| p.crop(p.height() - 1, p.width() - 1, 1, 1).is_ok())
+}
+
+fn picture(bytes: Vec<u8>) -> bool {
+    let noted = picture::note(&bytes).is_some();
+    Picture::decode(&bytes).is_ok_and(|p| p.filled().data.len() == 3 * p.color.height * p.color.width)
+        && noted
 }
 
 const DESCRIPTION: &str = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {"a.b": 3}, "rank_pattern": {"a.b": 3},
@@ -488,6 +501,15 @@ fn jpegs() -> Vec<Vec<u8>> {
         bytes
     };
     [(17, 9, 90, Kind::Rgb8), (8, 8, 30, Kind::Rgb8), (16, 24, 60, Kind::L8)].map(one).to_vec()
+}
+
+/// Pictures as `upscale` writes them, grey, in colour and, where the format can, transparent.
+fn noted(formats: &[Format]) -> Vec<Vec<u8>> {
+    let kinds = pngs().into_iter().map(|bytes| Picture::decode(&bytes).unwrap());
+    let as_each = |p: Picture| {
+        formats.iter().filter_map(move |&f| p.encode(f, 80, "{\"seed\":1}").ok()).collect::<Vec<_>>()
+    };
+    kinds.flat_map(as_each).collect()
 }
 
 #[derive(Default)]

@@ -8,7 +8,8 @@ use asasr_engine::flux::vae::{Tiling, Vae};
 use asasr_engine::flux::weights::write_safetensors;
 use asasr_engine::flux::{Folder, SafeFile};
 use asasr_engine::infer::model::{Model, layout};
-use asasr_engine::infer::upscale::{Tiling as Upscale, upscale};
+use asasr_engine::infer::upscale::upscale;
+use asasr_engine::infer::{Settings, Watch};
 use asasr_engine::train::options::Precision;
 use asasr_engine::train::stages::Progress;
 use asasr_engine::train::{Config, StageSummary, Start, run};
@@ -348,8 +349,10 @@ fn a_run_stands_on_it_and_upscales() {
     let model = Model::open(&out, &[layout::SFT], &cpu).unwrap();
     assert_eq!((model.codec.name(), model.config.in_channels), ("vae", 64));
     let lq = Image::from_fn(9, 11, |c, y, x| (c + y + x) as f32 / 24.0);
-    let tiling = Upscale { tile: 8, overlap: 4, batch: 1 };
-    let big = upscale(&model, &lq, tiling, 1, &cpu, &mut |_, _| {}).unwrap();
+    let settings = Settings { scale: 4.0, steps: 1, guidance: 0.0, seed: 0, tile: 32, overlap: 16 };
+    let (never, watch) = (AtomicBool::new(false), |_: usize, _: usize| {});
+    let watch = Watch { progress: &watch, say: &|_| {}, stop: &never };
+    let big = upscale(&model, &lq, &settings, &cpu, &watch).unwrap().image;
     assert_eq!((big.height, big.width), (36, 44));
     assert!(big.data.iter().all(|v| v.is_finite()));
     // Its weights in bf16 are another autoencoder, and are computed with in f32.

@@ -39,7 +39,7 @@ struct Cli {
 enum Command {
     /// Train a model through ASASR's stages
     Train(train::Args),
-    /// Upscale an image ×4 with a trained run
+    /// Upscale pictures and folders of them with a trained run
     Upscale(upscale::Args),
     /// Score folders of restored pictures against the truth
     Eval(eval::Args),

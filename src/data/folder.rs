@@ -181,6 +181,28 @@ pub fn pictures_of(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// The picture files of a folder and of all folders in it, in the order of their paths, at least one. Hidden folders and
+/// links to folders are passed over.
+pub fn pictures_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let (mut folders, mut paths) = (vec![folder.to_path_buf()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
+            let entry = entry.map_err(Error::io(&folder))?;
+            let (path, hidden) = (entry.path(), entry.file_name().to_string_lossy().starts_with('.'));
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !hidden {
+                folders.push(path);
+            } else if is_photo(&path) && path.is_file() {
+                paths.push(path);
+            }
+        }
+    }
+    if paths.is_empty() {
+        return Err(Error::format(folder, "no .png, .jpg, .jpeg or .webp file in this folder or below it"));
+    }
+    paths.sort();
+    Ok(paths)
+}
+
 fn is_photo(path: &Path) -> bool {
     let hidden = path.file_name().is_none_or(|n| n.to_string_lossy().starts_with('.'));
     let kind = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());

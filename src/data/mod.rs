@@ -16,6 +16,7 @@ pub mod image;
 pub mod latents;
 pub mod montage;
 pub mod photo;
+pub mod picture;
 pub mod pil;
 pub mod resize;
 pub mod source;
@@ -29,6 +30,7 @@ pub use image::Image;
 pub use latents::LatentCache;
 pub use montage::montage;
 pub use photo::Photo;
+pub use picture::{Format, Picture};
 pub use resize::{LqResize, bicubic, nearest, pil_bicubic, torch_bilinear, torch_down, torch_up};
 pub use source::{DeadLeavesSource, Part, Source, Split};
 

@@ -72,8 +72,7 @@ impl Photo {
     /// [`Photo::load`] of a file's bytes. Nothing is allocated for an image of more than [`MAX_PIXELS`], or of more than
     /// so many bytes can hold; `Err` says what is wrong with them, and what to do.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let complete = !bytes.starts_with(&JPEG) || jpeg_is_complete(bytes);
-        let (mut decoder, _) = header(Cursor::new(bytes), bytes.len() as u64, complete)?;
+        let (mut decoder, _) = header(Cursor::new(bytes), bytes.len() as u64, is_whole(bytes))?;
         let decode = || -> ::image::ImageResult<DynamicImage> {
             let orientation = decoder.orientation()?;
             let mut image = DynamicImage::from_decoder(decoder)?;
@@ -139,7 +138,7 @@ impl Photo {
     }
 }
 
-fn wrong(why: &str) -> String {
+pub(super) fn wrong(why: &str) -> String {
     format!("cannot decode this image: {why}; remove it or save it again")
 }
 
@@ -148,7 +147,7 @@ fn is_deep(color: ColorType) -> bool {
 }
 
 /// The decoder of a file of `size` bytes, and what its header says; refuses what no such file can hold.
-fn header<'r>(
+pub(super) fn header<'r>(
     file: impl BufRead + Seek + 'r,
     size: u64,
     complete: bool,
@@ -158,6 +157,9 @@ fn header<'r>(
         Some(ImageFormat::Jpeg) if !complete => return Err(wrong("the JPEG data ends too early")),
         Some(ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP) => {}
         _ => return Err(wrong("it is neither a PNG, nor a JPEG, nor a WebP file")),
+    }
+    if reader.format() == Some(ImageFormat::WebP) && !complete {
+        return Err(wrong("the WebP data end too early"));
     }
     let png = reader.format() == Some(ImageFormat::Png);
     let mut decoder = reader.into_decoder().map_err(|e| wrong(&e.to_string()))?;
@@ -198,7 +200,38 @@ const JPEG: [u8; 2] = [0xff, 0xd8];
 /// Bytes at a file's end in which its end marker is looked for first.
 const TAIL: u64 = 32;
 
-/// Whether a PNG or JPEG file of `size` bytes reaches its end marker; others are believed to. Decoders fill what is missing of
+/// Whether a file's bytes are all there, where its decoder would not see that they are not.
+pub(super) fn is_whole(bytes: &[u8]) -> bool {
+    match bytes {
+        [0xff, 0xd8, ..] => jpeg_is_complete(bytes),
+        [b'R', b'I', b'F', b'F', ..] => {
+            webp_is_complete(&mut Cursor::new(bytes), bytes.len() as u64).unwrap_or(false)
+        }
+        _ => true,
+    }
+}
+
+/// Whether every chunk of a WebP file lies inside it: the decoder believes what a chunk says of its size, up to 4 GiB.
+fn webp_is_complete(file: &mut (impl Read + Seek), size: u64) -> std::io::Result<bool> {
+    let mut at = 12;
+    while at < size {
+        let mut head = [0; 8];
+        file.seek(SeekFrom::Start(at))?;
+        if size - at < 8 {
+            break; // padding
+        }
+        file.read_exact(&mut head)?;
+        let length = u64::from(u32::from_le_bytes([head[4], head[5], head[6], head[7]]));
+        at += 8 + length;
+        if at > size {
+            return Ok(false);
+        }
+        at += length % 2;
+    }
+    Ok(true)
+}
+
+/// Whether a PNG, JPEG or WebP file of `size` bytes reaches its end; others are believed to. Decoders fill what is missing of
 /// a JPEG with grey, which must not be trained on. Reads the end of a file alone, unless something follows the marker.
 fn is_complete(file: &mut (impl Read + Seek), size: u64) -> std::io::Result<bool> {
     let mut start = [0; 2];
@@ -220,6 +253,7 @@ fn is_complete(file: &mut (impl Read + Seek), size: u64) -> std::io::Result<bool
         JPEG => Ok(jpeg_is_complete(&whole(file)?)),
         [0x89, b'P'] if tail.windows(4).any(|w| w == b"IEND") => Ok(true),
         [0x89, b'P'] => Ok(whole(file)?.windows(4).any(|w| w == b"IEND")),
+        [b'R', b'I'] => webp_is_complete(file, size),
         _ => Ok(true),
     }
 }

@@ -28,6 +28,8 @@ struct Inner {
     poison: bool,
     /// Is memory counted and never touched?
     meta: bool,
+    /// Bytes that may be obtained from the system.
+    limit: usize,
     arena: Mutex<Arena>,
     /// `None`: the CPU.
     gpu: Option<Gpu>,
@@ -70,15 +72,18 @@ pub fn size_class(bytes: usize) -> usize {
 
 impl Device {
     fn new(poison: bool, gpu: Option<Gpu>) -> Self {
-        Self(Arc::new(Inner { poison, meta: false, arena: Mutex::default(), gpu }))
+        Self::with(poison, false, gpu)
+    }
+
+    fn with(poison: bool, meta: bool, gpu: Option<Gpu>) -> Self {
+        Self(Arc::new(Inner { poison, meta, limit: usize::MAX, arena: Mutex::default(), gpu }))
     }
 
     /// A device like this one that has no memory and computes nothing (PyTorch's meta device): its arena counts what it is
     /// asked for, so that a run there, which takes no time, tells what the same run needs here. Tensors have no values: where
     /// host code wants some, they are zeros, or none at all in [`Tensor::f32`](super::Tensor::f32).
     pub fn meta(&self) -> Result<Self> {
-        let gpu = self.gpu().map(Gpu::meta).transpose()?;
-        Ok(Self(Arc::new(Inner { poison: false, meta: true, arena: Mutex::default(), gpu })))
+        Ok(Self::with(false, true, self.gpu().map(Gpu::meta).transpose()?))
     }
 
     /// Is it a [`Device::meta`]?
@@ -94,6 +99,11 @@ impl Device {
     /// A CPU device that fills every fresh f32 buffer with NaN, so that a result nobody wrote is seen. For tests.
     pub fn cpu_poisoned() -> Self {
         Self::new(true, None)
+    }
+
+    /// A CPU device of so little memory: what goes beyond is refused as a GPU refuses it. For tests.
+    pub fn cpu_within(bytes: usize) -> Self {
+        Self(Arc::new(Inner { poison: true, meta: false, limit: bytes, arena: Mutex::default(), gpu: None }))
     }
 
     /// CUDA device `ordinal` of this machine.
@@ -216,6 +226,7 @@ impl Device {
         let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
         let free = match self.gpu().and_then(|gpu| gpu.memory().ok()) {
             Some((free, total)) => format!("{} of {} are free", mib(free), mib(total)),
+            None if self.0.limit < usize::MAX => format!("{} may be used", mib(self.0.limit)),
             None => "the system has no more".into(),
         };
         Error::Memory {
@@ -261,6 +272,7 @@ impl Inner {
     /// Fresh memory for `bytes`, or `None` when there is none left.
     fn obtain(&self, arena: &mut Arena, bytes: usize) -> Result<Option<NonNull<u8>>> {
         match &self.gpu {
+            _ if size_class(bytes) > self.limit.saturating_sub(arena.stats.reserved) => Ok(None),
             _ if self.meta => {
                 let first = arena.next.max(META);
                 arena.next = first + size_class(bytes).next_multiple_of(META);
@@ -354,5 +366,12 @@ mod tests {
     fn too_much_is_an_error_with_the_numbers() {
         let e = Device::cpu().acquire(1 << 60).unwrap_err().to_string();
         assert!(e.contains("cpu") && e.contains("1099511627776.0 MiB are wanted"), "{e}");
+        let small = Device::cpu_within(3 << 20);
+        let a = small.acquire(2 << 20).unwrap();
+        let e = small.acquire(2 << 20).unwrap_err().to_string();
+        assert!(e.contains("3.0 MiB may be used, 2.0 MiB are in use"), "{e}");
+        small.release(a, 2 << 20);
+        let b = small.acquire(3 << 20).expect("what lay idle was given back");
+        small.release(b, 3 << 20);
     }
 }

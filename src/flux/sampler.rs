@@ -47,29 +47,41 @@ pub fn sample<'a>(
         ));
     };
     let sigmas = sampling_sigmas(steps, tokens);
-    let text = given.txt.shape().get(1).copied().unwrap_or(0);
     let mut x = noise.clone();
     for (step, pair) in sigmas.windows(2).enumerate() {
         let sigma = NoiseLevels::new(noise.device(), &vec![pair[0]; batch])?;
-        let inputs = Inputs {
-            img: Var::constant(x.clone()),
-            cond: Some(Var::constant(given.cond.clone())),
-            txt: Var::constant(given.txt.clone()),
-            pooled: Var::constant(given.pooled.clone()),
-            same_text: given.same_text,
-            sigma: sigma.clone(),
-            guidance: vec![given.guidance; batch],
-            img_ids: given.img_ids.clone(),
-            txt_ids: vec![[0.0; 3]; text].into(),
-            text_multiplicity: given.text_multiplicity,
-            groups: None,
-            adapters: Arc::new(AdapterSet::uniform(given.adapters.clone(), batch)),
-            adapt_all: false,
-            recompute: false,
-        };
-        let v = flux.forward(tape, &inputs)?;
-        x = euler(&x, v.value(), &sigma.sigma, pair[1])?;
-        observe(step, v.value(), &x);
+        let v = velocity(flux, tape, &x, &sigma, given)?;
+        x = euler(&x, &v, &sigma.sigma, pair[1])?;
+        observe(step, &v, &x);
     }
     Ok(x)
+}
+
+/// The velocity of packed latents `x` at noise level `sigma`.
+pub fn velocity<'a>(
+    flux: &'a Flux<'a>,
+    tape: &Tape<'a>,
+    x: &Tensor,
+    sigma: &NoiseLevels,
+    given: &Conditions,
+) -> Result<Tensor> {
+    let batch = sigma.len();
+    let text = given.txt.shape().get(1).copied().unwrap_or(0);
+    let inputs = Inputs {
+        img: Var::constant(x.clone()),
+        cond: Some(Var::constant(given.cond.clone())),
+        txt: Var::constant(given.txt.clone()),
+        pooled: Var::constant(given.pooled.clone()),
+        same_text: given.same_text,
+        sigma: sigma.clone(),
+        guidance: vec![given.guidance; batch],
+        img_ids: given.img_ids.clone(),
+        txt_ids: vec![[0.0; 3]; text].into(),
+        text_multiplicity: given.text_multiplicity,
+        groups: None,
+        adapters: Arc::new(AdapterSet::uniform(given.adapters.clone(), batch)),
+        adapt_all: false,
+        recompute: false,
+    };
+    Ok(flux.forward(tape, &inputs)?.value().clone())
 }

@@ -32,6 +32,11 @@ impl ColorFix {
         Self::NAMES.iter().find(|(n, _)| *n == name).map(|&(_, kind)| kind)
     }
 
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
+    }
+
     /// `restored` with the colours of `lq`, enlarged to its size as Pillow does (bicubic).
     pub fn apply(self, restored: Image, lq: &Image) -> Image {
         let fix = match self {

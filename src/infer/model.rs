@@ -1,5 +1,6 @@
 //! A trained run, ready to restore images.
 
+use super::parts::{Parts, Runs};
 use crate::autograd::{Tape, Var};
 use crate::data::{Codec, Image, LqResize};
 use crate::engine::{DType, Device, Philox, Tensor};
@@ -47,52 +48,79 @@ pub struct Model {
     pub adapters: Vec<Adapter>,
 }
 
-/// Refuses what is no run directory, or one of a run that has not got as far as its model.
-fn expect_run(run: &Path) -> Result<()> {
-    let lacking = [layout::BASE, layout::CODEC].into_iter().find(|part| !run.join(part).exists());
-    match lacking {
-        _ if !run.is_dir() => {
-            Err(Error::Usage(format!("{}: no such folder; wanted a trained run", run.display())))
-        }
-        Some(part) => Err(Error::format(
-            run,
-            format!("holds no {part}: not a trained run, or one that has not finished"),
-        )),
-        None => Ok(()),
-    }
-}
-
-/// Reads a run directory's codec; one that is a network will compute on `device`.
+/// Reads the codec of a run, or of the one that it was built from; one that is a network will compute on `device`.
 pub fn load_codec(run: &Path, device: &Device) -> Result<Codec> {
-    expect_run(run)?;
-    Codec::load(run.join(layout::CODEC), device)
+    let runs = Runs::of(run)?;
+    // What lacks that is no run.
+    runs.part(layout::BASE)?;
+    Codec::load(runs.part(layout::CODEC)?, device)
 }
 
 impl Model {
     /// The model of a run directory with those of `adapters` (see [`layout`]) that it has.
     pub fn open(run: &Path, adapters: &[&str], device: &Device) -> Result<Self> {
-        expect_run(run)?;
-        let base = run.join(layout::BASE);
-        let base = BaseModel::open(&base)?;
+        let runs = Runs::of(run)?;
+        let adapters = adapters.iter().filter_map(|name| Some((runs.find(name)?, 1.0))).collect();
+        let parts = Parts { base: runs.part(layout::BASE)?, codec: runs.part(layout::CODEC)?, adapters };
+        Self::load(&parts, device)
+    }
+
+    /// The model that these parts make.
+    pub fn load(parts: &Parts, device: &Device) -> Result<Self> {
+        let base = BaseModel::open(&parts.base)?;
         let (config, weights) = (base.config().clone(), base.load(device, DType::F32, &mut |_, _| ())?);
-        let mut loaded = Vec::new();
+        let mut adapters = Vec::new();
         let mut lq_resize = LqResize::TorchBicubic;
-        for dir in adapters.iter().map(|name| run.join(name)).filter(|d| d.is_dir()) {
-            let file = AdapterFile::load(&dir, device)?;
+        for (path, strength) in &parts.adapters {
+            let file = AdapterFile::load(path, device)?;
             file.validate(&config)?;
             if let Some(name) = &file.lq_resize {
                 let unknown = || {
                     let known: Vec<&str> = LqResize::NAMES.iter().map(|n| n.0).collect();
                     Error::format(
-                        &dir,
+                        path,
                         format!("trained with lq_resize = {name}, wanted one of {}", known.join(", ")),
                     )
                 };
                 lq_resize = LqResize::named(name).ok_or_else(unknown)?;
             }
-            loaded.push(Adapter::frozen(&file, 1.0));
+            adapters.push(Adapter::frozen(&file, *strength));
         }
-        Ok(Self { config, codec: load_codec(run, device)?, lq_resize, weights, adapters: loaded })
+        let codec = match parts.codec.extension() {
+            Some(ending) if ending == "json" => Codec::load(&parts.codec, device)?,
+            _ => Codec::open(&parts.codec, device)?,
+        };
+        if config.in_channels != 4 * codec.channels() {
+            let (tokens, name, channels) = (config.in_channels, codec.name(), codec.channels());
+            let detail = format!(
+                "in_channels is {tokens}; the codec {name} has {channels} channels, and a token four times as many"
+            );
+            return Err(Error::format(parts.base.join("config.json"), detail));
+        }
+        Ok(Self { config, codec, lq_resize, weights, adapters })
+    }
+
+    /// The transformer with its adapters.
+    pub(super) fn flux(&self) -> Flux<'_> {
+        Flux { config: &self.config, weights: &self.weights, adapters: &self.adapters }
+    }
+
+    /// What the sampler is given beside the latents: condition planes `[B, C, h, w]`, no text.
+    pub(super) fn conditions(&self, cond: &Tensor, guidance: f32) -> Result<Conditions> {
+        let &[batch, _, h, w] = cond.shape() else {
+            return Err(Error::shape("conditions", format!("shape {:?}, wanted [B, C, h, w]", cond.shape())));
+        };
+        let device = cond.device();
+        Ok(Conditions {
+            cond: pack(cond)?,
+            txt: Tensor::zeros(device, &[batch, 1, self.config.joint_attention_dim])?,
+            pooled: Tensor::zeros(device, &[batch, self.config.pooled_projection_dim])?,
+            same_text: true,
+            text_multiplicity: TEXT_TOKENS as f32,
+            img_ids: grid_ids(h / 2, w / 2),
+            guidance,
+            adapters: (0..self.adapters.len()).collect(),
+        })
     }
 
     /// Restores low-quality images of equal size in one batch, with `steps` Euler steps. `corners[i]` is the position
@@ -113,39 +141,33 @@ impl Model {
         for (image, &corner) in lq.iter().zip(corners) {
             let up = self.lq_resize.apply(image, image.height * SCALE, image.width * SCALE);
             cond.extend(self.codec.encode(&up)?);
-            noise.extend(noise_window(c, h, w, corner));
+            noise.extend(noise_window(SAMPLE_SEED, [c, h, w], corner));
         }
-        let shape = [lq.len(), c, h, w];
-        let tape = Tape::no_grad();
-        let pack = |z: &[f32]| {
-            let planes = Var::constant(Tensor::from_slice(device, &shape, z)?);
-            Ok::<_, Error>(tape.one(Pack, &[&planes])?.value().clone())
-        };
-        let flux = Flux { config: &self.config, weights: &self.weights, adapters: &self.adapters };
-        let given = Conditions {
-            cond: pack(&cond)?,
-            txt: Tensor::zeros(device, &[lq.len(), 1, self.config.joint_attention_dim])?,
-            pooled: Tensor::zeros(device, &[lq.len(), self.config.pooled_projection_dim])?,
-            same_text: true,
-            text_multiplicity: TEXT_TOKENS as f32,
-            img_ids: grid_ids(h / 2, w / 2),
-            guidance: 0.0,
-            adapters: (0..self.adapters.len()).collect(),
-        };
-        let x = sample(&flux, &Tape::no_grad(), &pack(&noise)?, &given, steps, &mut |_, _, _| {})?;
-        let planes = tape.one(Unpack { height: h, width: w }, &[&Var::constant(x)])?;
-        let values = planes.value().values()?;
+        let planes = |z: &[f32]| Tensor::from_slice(device, &[lq.len(), c, h, w], z);
+        let (flux, given) = (self.flux(), self.conditions(&planes(&cond)?, 0.0)?);
+        let x = sample(&flux, &Tape::no_grad(), &pack(&planes(&noise)?)?, &given, steps, &mut |_, _, _| {})?;
+        let values = unpack(x, h, w)?.values()?;
         values.chunks_exact(c * h * w).map(|z| Ok(self.codec.decode(z, h, w)?.clamped())).collect()
     }
 }
 
+/// Planes `[B, C, h, w]` as tokens.
+pub(super) fn pack(planes: &Tensor) -> Result<Tensor> {
+    Ok(Tape::no_grad().one(Pack, &[&Var::constant(planes.clone())])?.value().clone())
+}
+
+/// Tokens as planes of `height`×`width`.
+pub(super) fn unpack(tokens: Tensor, height: usize, width: usize) -> Result<Tensor> {
+    Ok(Tape::no_grad().one(Unpack { height, width }, &[&Var::constant(tokens)])?.value().clone())
+}
+
 /// Noise `[c, h, w]` at `corner` of an endless field: cell (row, column) of a channel always draws the same value.
-fn noise_window(c: usize, h: usize, w: usize, (row, col): (usize, usize)) -> Vec<f32> {
+pub(super) fn noise_window(seed: u64, [c, h, w]: [usize; 3], (row, col): (usize, usize)) -> Vec<f32> {
     let mut out = vec![0.0; c * h * w];
     for (i, line) in out.chunks_exact_mut(w).enumerate() {
         let (channel, y) = (i / h, row + i % h);
         let stream = (channel as u64) << 32 | y as u64;
-        Philox::new(SAMPLE_SEED, stream).normals(col as u64, line);
+        Philox::new(seed, stream).normals(col as u64, line);
     }
     out
 }

@@ -25,7 +25,7 @@ use super::config::RealEsrgan;
 use super::filter::reflect;
 use crate::data::folder::pictures_of;
 use crate::data::{Domain, Image, Photo, draws, montage};
-use crate::files::{remove_leftovers, sha256, sha256_file, write_atomic};
+use crate::files::{real, remove_leftovers, sha256, sha256_file, write_atomic};
 use crate::{Error, Result};
 
 /// The good pictures, sharpened.
@@ -396,14 +396,6 @@ fn window(photo: &Photo, [y, x]: [usize; 2], side: usize) -> Result<Image> {
 
 fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// `path` without links and detours; what does not exist yet, below what does.
-fn real(path: &Path) -> PathBuf {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-    let existing = path.ancestors().find_map(|a| Some((a, a.canonicalize().ok()?)));
-    let Some((ancestor, real)) = existing else { return path };
-    path.strip_prefix(ancestor).map_or(real.clone(), |rest| real.join(rest))
 }
 
 /// Refuses a folder that holds something, and what is no folder.

@@ -7,7 +7,8 @@ using Tile = Shape<128, 64, 4, 2>;
 
 // sdpa_fwd_scores, sdpa_fwd_values: s[z, i, j] = q[i]·k[j] and o[i] = Σ_j prob[z, i, j]·v[j] of head z
 // Shapes: q, o [batch, queries, heads·hd] and k, v [batch, keys, heads·hd]; s in f32 and prob [heads of this launch, m,
-//   pitch], m queries from the struct's `first` on; scores: n = keys, k = hd; values: n = hd, k = keys; any of them ≥ 0.
+//   pitch], m queries from the struct's `first` on. Scores: n = keys, k = hd; values: n = hd, k = keys. Any of them
+//   ≥ 0.
 // Layout: q, k, prob and v aligned to 16 bytes, hd and pitch multiples of 8, o aligned to 4 bytes; nothing overlaps.
 // Grid: x ⌈m/128⌉·⌈n/64⌉, y heads; blocks of 256.
 // Cost: 2·m·n·k FLOPs per head, 2 bytes of each value and 4 of each score; bound by the scores up to hd ≈ 300.

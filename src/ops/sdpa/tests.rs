@@ -3,7 +3,7 @@
 use super::super::given;
 use super::*;
 
-#[allow(dead_code, reason = "shared with the tests of the library from outside")]
+#[allow(dead_code, clippy::duplicate_mod, reason = "shared with the tests of the library from outside")]
 #[path = "../../../tests/common/cuda.rs"]
 mod cuda;
 

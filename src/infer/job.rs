@@ -1,6 +1,6 @@
 //! Files and folders of pictures restored one by one: where each result goes, what is there already, what went wrong.
 //!
-//! Every result says in itself what it was made of and how ([`Record`]); one that says what is about to be done is kept as
+//! Every result says in itself what it was made of and how; one that says what is about to be done is kept as
 //! it is. A picture that cannot be read or restored does not stop the others. Nothing is deleted, and nothing is written
 //! into a folder of inputs.
 

@@ -26,6 +26,7 @@ fn leaves(height: usize, width: usize) -> Image {
 fn model(device: &Device) -> Model {
     let world = World::new(&NANO, device).unwrap();
     Model {
+        prompt: None,
         codec: Codec::from(HaarCodec::fit([leaves(64, 64)]).unwrap()),
         lq_resize: LqResize::PilBicubic,
         adapters: vec![Adapter::frozen(&world.sft, 0.1)],

@@ -38,6 +38,10 @@ pub struct Args {
     /// The latent codec's weights, where the model has none or others are wanted
     #[arg(long, value_name = "PATH")]
     codec: Option<PathBuf>,
+    /// What `encode-prompt` made of a prompt: for FLUX.1-dev's weights that of the empty one. Without it the text is all zeros,
+    /// as in training
+    #[arg(long, value_name = "FILE")]
+    prompt: Option<PathBuf>,
     /// How many times larger each side becomes, from 1 (its own size) to 8; need not be whole
     #[arg(long, default_value_t = 4.0, value_parser = scale)]
     scale: f64,
@@ -143,8 +147,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         adapters: Vec::new(),
     };
     let tasks = job.tasks()?;
-    let parts =
-        Parts::find(&args.model, Some(&args.lora[..]).filter(|all| !all.is_empty()), args.codec.as_deref())?;
+    let loras = Some(&args.lora[..]).filter(|all| !all.is_empty());
+    let mut parts = Parts::find(&args.model, loras, args.codec.as_deref())?;
+    parts.prompt.clone_from(&args.prompt);
     let (steps, tile) = defaults(&args.model)?;
     let tile = args.tile.unwrap_or(tile);
     job.settings.steps = args.steps.map_or(steps, |n| n as usize);

@@ -9,6 +9,7 @@ use crate::flux::config::FluxConfig;
 use crate::flux::lora::AdapterFile;
 use crate::flux::params::{Adapter, Weights};
 use crate::flux::sampler::{Conditions, sample};
+use crate::flux::text::Prompt;
 use crate::flux::transformer::{Flux, TEXT_TOKENS, grid_ids};
 use crate::ops::patch::{Pack, Unpack};
 use crate::{Error, Result};
@@ -46,13 +47,15 @@ pub struct Model {
     pub weights: Weights,
     /// All of them are applied.
     pub adapters: Vec<Adapter>,
+    /// What the transformer is told in words; `None`: zeros, as in training.
+    pub prompt: Option<Prompt>,
 }
 
 /// Reads the codec of a run, or of the one that it was built from; one that is a network will compute on `device`.
 pub fn load_codec(run: &Path, device: &Device) -> Result<Codec> {
     let runs = Runs::of(run)?;
     // What lacks that is no run.
-    runs.part(layout::BASE)?;
+    runs.base()?;
     Codec::load(runs.part(layout::CODEC)?, device)
 }
 
@@ -61,7 +64,8 @@ impl Model {
     pub fn open(run: &Path, adapters: &[&str], device: &Device) -> Result<Self> {
         let runs = Runs::of(run)?;
         let adapters = adapters.iter().filter_map(|name| Some((runs.find(name)?, 1.0))).collect();
-        let parts = Parts { base: runs.part(layout::BASE)?, codec: runs.part(layout::CODEC)?, adapters };
+        let (base, codec) = (runs.base()?, runs.part(layout::CODEC)?);
+        let parts = Parts { base, codec, adapters, prompt: None };
         Self::load(&parts, device)
     }
 
@@ -97,7 +101,21 @@ impl Model {
             );
             return Err(Error::format(parts.base.join("config.json"), detail));
         }
-        Ok(Self { config, codec, lq_resize, weights, adapters })
+        let prompt = parts.prompt.as_ref().map(|path| {
+            let prompt = Prompt::load(path)?;
+            let (have, want) = (
+                [prompt.txt.width(), prompt.pooled.width()],
+                [config.joint_attention_dim, config.pooled_projection_dim],
+            );
+            if have != want {
+                let detail = format!(
+                    "txt and pooled are {have:?} wide, the model takes {want:?}: another model's prompt"
+                );
+                return Err(Error::format(path, detail));
+            }
+            Ok(prompt)
+        });
+        Ok(Self { config, codec, lq_resize, weights, adapters, prompt: prompt.transpose()? })
     }
 
     /// The transformer with its adapters.
@@ -111,12 +129,27 @@ impl Model {
             return Err(Error::shape("conditions", format!("shape {:?}, wanted [B, C, h, w]", cond.shape())));
         };
         let device = cond.device();
+        let (txt, pooled, text_multiplicity) = match &self.prompt {
+            None => {
+                let txt = Tensor::zeros(device, &[batch, 1, self.config.joint_attention_dim])?;
+                let pooled = Tensor::zeros(device, &[batch, self.config.pooled_projection_dim])?;
+                // One stands for all, which are equal.
+                (txt, pooled, TEXT_TOKENS as f32)
+            }
+            Some(prompt) => {
+                let repeated = |t: &Tensor| {
+                    let shape = [&[batch], t.shape()].concat();
+                    Tensor::from_slice(device, &shape, &t.f32().repeat(batch))
+                };
+                (repeated(&prompt.txt)?, repeated(&prompt.pooled)?, 1.0)
+            }
+        };
         Ok(Conditions {
             cond: pack(cond)?,
-            txt: Tensor::zeros(device, &[batch, 1, self.config.joint_attention_dim])?,
-            pooled: Tensor::zeros(device, &[batch, self.config.pooled_projection_dim])?,
+            txt,
+            pooled,
             same_text: true,
-            text_multiplicity: TEXT_TOKENS as f32,
+            text_multiplicity,
             img_ids: grid_ids(h / 2, w / 2),
             guidance,
             adapters: (0..self.adapters.len()).collect(),

@@ -21,6 +21,8 @@ pub struct Parts {
     pub codec: PathBuf,
     /// Adapters and their strengths; all of them act.
     pub adapters: Vec<(PathBuf, f32)>,
+    /// An encoded prompt; without one the text is all zeros, as in training.
+    pub prompt: Option<PathBuf>,
 }
 
 impl Parts {
@@ -35,11 +37,11 @@ impl Parts {
             })?;
             let path = |(path, strength): &(String, f32)| lora(path, *strength, &[]);
             let adapters = loras.unwrap_or_default().iter().map(path).collect::<Result<_>>()?;
-            return Ok(Self { base, codec, adapters });
+            return Ok(Self { base, codec, adapters, prompt: None });
         }
         let runs = Runs::of(model)?;
         let codec = codec.map_or_else(|| runs.part(layout::CODEC), |path| Ok(path.to_path_buf()));
-        let base = runs.part(layout::BASE)?;
+        let base = runs.base()?;
         let adapters = match loras {
             None => [layout::SFT, layout::ASDPO]
                 .into_iter()
@@ -47,7 +49,7 @@ impl Parts {
                 .collect(),
             Some(all) => all.iter().map(|(name, k)| lora(name, *k, &runs.0)).collect::<Result<_>>()?,
         };
-        Ok(Self { base, codec: codec?, adapters })
+        Ok(Self { base, codec: codec?, adapters, prompt: None })
     }
 
     /// The adapters' names and strengths.
@@ -61,7 +63,7 @@ impl Parts {
     pub fn fingerprint(&self) -> Result<String> {
         let mut all = Vec::new();
         let adapters = self.adapters.iter().map(|(path, _)| path);
-        for part in [&self.base, &self.codec].into_iter().chain(adapters) {
+        for part in [&self.base, &self.codec].into_iter().chain(&self.prompt).chain(adapters) {
             for file in files_of(part)? {
                 all.extend(sample(&file).map_err(Error::io(&file))?.into_bytes());
             }
@@ -98,10 +100,10 @@ fn lora(name: &str, strength: f32, runs: &[PathBuf]) -> Result<(PathBuf, f32)> {
 }
 
 /// A run directory and those it was built from (`run.from`), the nearest first.
-pub(super) struct Runs(Vec<PathBuf>);
+pub(crate) struct Runs(Vec<PathBuf>);
 
 impl Runs {
-    pub(super) fn of(run: &Path) -> Result<Self> {
+    pub(crate) fn of(run: &Path) -> Result<Self> {
         if !run.is_dir() {
             return Err(Error::Usage(format!("{}: no such folder; wanted a trained run", run.display())));
         }
@@ -120,8 +122,28 @@ impl Runs {
         Ok(Self(all))
     }
 
-    pub(super) fn find(&self, part: &str) -> Option<PathBuf> {
+    pub(crate) fn find(&self, part: &str) -> Option<PathBuf> {
         self.0.iter().map(|run| run.join(part)).find(|path| path.exists())
+    }
+
+    /// The base model: what one of them trained, or the nearest was given from elsewhere.
+    pub(crate) fn base(&self) -> Result<PathBuf> {
+        match self.elsewhere()? {
+            Some(base) => Ok(base),
+            None => self.part(layout::BASE),
+        }
+    }
+
+    /// The base model that is none of theirs (`model.base`), if there is one.
+    pub(crate) fn elsewhere(&self) -> Result<Option<PathBuf>> {
+        for run in &self.0 {
+            let options = options(run)?;
+            let base = options.get("model").and_then(|model| model.get("base")?.as_str());
+            if let Some(base) = base.filter(|base| !base.is_empty()) {
+                return Ok(Some(PathBuf::from(base)));
+            }
+        }
+        Ok(None)
     }
 
     pub(super) fn part(&self, part: &str) -> Result<PathBuf> {
@@ -135,12 +157,16 @@ impl Runs {
     }
 }
 
+/// The options of a run; none where there is no file of them.
+fn options(run: &Path) -> Result<toml::Table> {
+    let path = run.join("config.toml");
+    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(toml::Table::new()) };
+    text.parse().map_err(|e: toml::de::Error| Error::format(&path, e.message().to_owned()))
+}
+
 /// The run that `run` was built from: where its options say, else beside it.
 fn built_from(run: &Path) -> Result<Option<PathBuf>> {
-    let path = run.join("config.toml");
-    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
-    let options: toml::Table =
-        text.parse().map_err(|e: toml::de::Error| Error::format(&path, e.message().to_owned()))?;
+    let options = options(run)?;
     let from = options.get("run").and_then(|run| run.get("from")?.as_str()).filter(|from| !from.is_empty());
     let Some(from) = from.map(Path::new) else { return Ok(None) };
     let beside = run.parent().zip(from.file_name()).map(|(folder, name)| folder.join(name));
@@ -238,7 +264,7 @@ mod tests {
         assert!(Parts::find(&flux, None, None).unwrap_err().to_string().contains("--codec"));
         let codec = dir.path().join("taef1");
         let parts = Parts::find(&flux, None, Some(&codec)).unwrap();
-        assert_eq!(parts, Parts { base: flux.join("transformer"), codec, adapters: vec![] });
+        assert_eq!(parts, Parts { base: flux.join("transformer"), codec, adapters: vec![], prompt: None });
         create_dir_all(flux.join("vae")).unwrap();
         assert_eq!(Parts::find(&flux, None, None).unwrap().codec, flux.join("vae"));
     }

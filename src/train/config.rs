@@ -7,6 +7,7 @@ use super::options::{
 };
 use crate::data::Strengths;
 use crate::error::did_you_mean;
+use crate::flux::config::FluxConfig;
 use crate::{Error, Result};
 use std::fmt::Write;
 use std::path::Path;
@@ -252,9 +253,30 @@ impl Config {
         self.contradiction().map_or(Ok(()), |why| Err(Error::Usage(why)))
     }
 
+    /// Puts a base model's dimensions in the place of those written here.
+    pub(super) fn set_dimensions(&mut self, of: &FluxConfig) {
+        self.model = ModelOptions {
+            base: self.model.base.clone(),
+            dim: of.dim(),
+            heads: of.num_attention_heads,
+            double: of.num_layers,
+            single: of.num_single_layers,
+            mlp_ratio: of.mlp_ratio as f32,
+            axes: of.axes_dims_rope,
+            theta: of.rope_theta as f32,
+        };
+    }
+
     fn contradiction(&self) -> Option<String> {
         let (d, m) = (&self.data, &self.model);
         let checks = [
+            (
+                !m.base.is_empty() && self.run.stages.contains(&StageName::Base),
+                format!(
+                    "run.stages trains a base, but model.base = {:?} names one: leave base out, or model.base empty",
+                    m.base
+                ),
+            ),
             (
                 !d.crop.is_multiple_of(8),
                 format!("data.crop = {} is not a multiple of 8, the side of a token", d.crop),

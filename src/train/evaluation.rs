@@ -24,6 +24,7 @@ pub(super) fn evaluate(context: &Context, made: Artifacts) -> Result<Eval> {
     let mut restored = vec![("bicubic", bicubic)];
     if let Some(weights) = made.base {
         let mut model = Model {
+            prompt: None,
             config: context.flux.clone(),
             codec: context.sampler.codec().clone(),
             lq_resize: context.config.data.lq_resize,

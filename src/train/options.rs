@@ -462,6 +462,9 @@ options! {
 
     /// `[model]`
     ModelOptions in [Model] {
+        /// A base model from elsewhere: FLUX.1-dev's folder as diffusers has it, flux1-dev.safetensors, or random:flux-dev, to
+        /// try speed and memory. Its dimensions then are those below. Empty: one that stage base trains, or run.from has.
+        base: String = String::new(), Any;
         /// Width of the transformer.
         dim: usize = 128, 8..=65536;
         /// Attention heads.

@@ -12,8 +12,10 @@ use super::{data, environment, evaluation, tensorboard};
 use crate::data::{Codec, Part, Sampler};
 use crate::engine::Device;
 use crate::files::{expect_space, remove_leftovers, write_atomic};
+use crate::flux::base::BaseModel;
 use crate::flux::config::FluxConfig;
 use crate::infer::model::{SCALE, layout, load_codec};
+use crate::infer::parts::Runs;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -73,6 +75,7 @@ pub fn run(
 ) -> Result<Summary> {
     let begun = Instant::now();
     expect_possible(config, device)?;
+    let config = &resolved(config)?;
     let resumed = match start {
         Start::New => {
             vacant(out)?;
@@ -90,8 +93,8 @@ pub fn run(
         resumed.as_ref().map(|_| Codec::load(out.join(layout::CODEC), &Device::cpu())).transpose()?;
     let given = Given::new(config, theirs.map(|codec| (out, codec)), progress)?;
     let finished = finished(config, resumed.as_ref())?;
-    let load =
-        |device: &Device| given.artifacts(config, resumed.as_ref().map(|c| (out, c)), &finished, device);
+    let mine = resumed.as_ref().map(|c| (out, c));
+    let load = |device: &Device| given.artifacts(config, mine, &finished, device, &Silent);
     if let Some(checkpoint) = &resumed {
         checkpoint.expect_files(out)?;
     }
@@ -100,7 +103,7 @@ pub fn run(
         .plan(config, &left, device, &load, planner::available(device))?
         .iter()
         .for_each(|m| progress.say(&m.line()));
-    let mut made = load(device)?;
+    let mut made = given.artifacts(config, mine, &finished, device, progress)?;
     room(config, &given.flux, out)?;
     std::fs::create_dir_all(out).map_err(Error::io(out))?;
     if *start != Start::New {
@@ -144,8 +147,9 @@ pub fn plan(
     progress: &dyn Progress,
 ) -> Result<Vec<StageMemory>> {
     expect_possible(config, device)?;
+    let config = &resolved(config)?;
     let given = Given::new(config, None, progress)?;
-    let load = |device: &Device| given.artifacts(config, None, &[], device);
+    let load = |device: &Device| given.artifacts(config, None, &[], device, &Silent);
     given.plan(config, &config.run.stages, device, &load, memory.or_else(|| planner::available(device)))
 }
 
@@ -192,7 +196,22 @@ impl Given {
         if let Some(said) = data::expect_room(config, &codec)? {
             progress.say(&said);
         }
-        let flux = flux_config(config, codec.channels())?;
+        let flux = match elsewhere(config)? {
+            Some(base) => {
+                let flux = base.config().clone();
+                let (tokens, name, channels) = (flux.in_channels, codec.name(), codec.channels());
+                if tokens != 4 * channels {
+                    return Err(Error::Usage(format!(
+                        "the tokens of model.base = {:?} have {tokens} channels; the codec {name} has {channels}, and a \
+                         token four times as many: name FLUX.1's autoencoder (its vae folder, or ae.safetensors) or \
+                         TAEF1's weights with data.codec",
+                        config.model.base
+                    )));
+                }
+                flux
+            }
+            None => flux_config(config, codec.channels())?,
+        };
         let imitated = imitated
             .map(|(source, split)| data::sampler(config, source, split, codec.clone()))
             .transpose()?;
@@ -206,11 +225,27 @@ impl Given {
         mine: Option<(&Path, &Checkpoint)>,
         finished: &[StageName],
         device: &Device,
+        progress: &dyn Progress,
     ) -> Result<Artifacts> {
         let mut made = Artifacts::default();
-        if let Some(run) = from(config) {
-            let all = [layout::BASE, layout::SFT, layout::ADVERSARY, layout::ASDPO];
-            made.load(run, &all, &self.flux, device)?;
+        let runs = from(config).map(Runs::of).transpose()?;
+        let base = match &config.model.base[..] {
+            "" => runs.as_ref().map(Runs::base).transpose()?,
+            base => Some(PathBuf::from(base)),
+        };
+        if let Some(base) = base {
+            let (dtype, begun) = (config.run.precision.dtype(), Instant::now());
+            let mut bytes = 0;
+            made.load_base(&base, &self.flux, device, dtype, &mut |_, all| bytes = all)?;
+            let (gb, s) = (bytes as f64 / 1e9, begun.elapsed().as_secs_f64());
+            if gb > 0.1 {
+                progress.say(&format!("{}: {gb:.2} GB in {s:.1} s, {:.2} GB/s", base.display(), gb / s));
+            }
+        }
+        for name in [layout::SFT, layout::ADVERSARY, layout::ASDPO] {
+            if let Some(dir) = runs.as_ref().and_then(|runs| runs.find(name)) {
+                made.load(dir.parent().unwrap_or(Path::new("")), &[name], &self.flux, device)?;
+            }
         }
         stages_have_what_they_need(config, &made)?;
         if let Some((out, checkpoint)) = mine {
@@ -277,6 +312,32 @@ impl Given {
             stop: &NEVER,
         })
     }
+}
+
+/// `config` with the base model that `run.from` was given from elsewhere, and with the dimensions of one from elsewhere.
+fn resolved(config: &Config) -> Result<Config> {
+    let mut config = config.clone();
+    if config.model.base.is_empty()
+        && !config.run.stages.contains(&StageName::Base)
+        && let Some(run) = from(&config)
+        && let Some(base) = Runs::of(run)?.elsewhere()?
+    {
+        config.model.base = base.display().to_string();
+    }
+    if let Some(base) = elsewhere(&config)? {
+        config.set_dimensions(base.config());
+        // So that it is found from anywhere; random weights are nowhere.
+        if let Ok(whole) = Path::new(&config.model.base).canonicalize() {
+            config.model.base = whole.display().to_string();
+        }
+    }
+    Ok(config)
+}
+
+/// The base model that no run made.
+fn elsewhere(config: &Config) -> Result<Option<BaseModel>> {
+    let named = Some(&config.model.base).filter(|base| !base.is_empty());
+    named.map(BaseModel::open).transpose()
 }
 
 /// The run that `run.from` names.

@@ -182,17 +182,29 @@ impl Context<'_> {
 }
 
 impl Artifacts {
+    /// Loads the base model at `path`, or in it, whose dimensions must be `config`'s, its matrices in `dtype`.
+    pub fn load_base(
+        &mut self,
+        path: &Path,
+        config: &FluxConfig,
+        device: &Device,
+        dtype: DType,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        let stored = BaseModel::open(path)?;
+        if stored.config() != config {
+            let differences = stored.config().differences(config);
+            let detail = format!("another model than the options ask for: {differences}");
+            return Err(Error::format(path.join("config.json"), detail));
+        }
+        self.base = Some(stored.load(device, dtype, progress)?);
+        Ok(())
+    }
+
     /// Adds what an earlier run directory holds, of `names` (see [`layout`]).
     pub fn load(&mut self, run: &Path, names: &[&str], config: &FluxConfig, device: &Device) -> Result<()> {
         if names.contains(&layout::BASE) {
-            let base = run.join(layout::BASE);
-            let stored = BaseModel::open(&base)?;
-            if stored.config() != config {
-                let differences = stored.config().differences(config);
-                let detail = format!("another model than the options ask for: {differences}");
-                return Err(Error::format(base.join("config.json"), detail));
-            }
-            self.base = Some(stored.load(device, DType::F32, &mut |_, _| ())?);
+            self.load_base(&run.join(layout::BASE), config, device, DType::F32, &mut |_, _| ())?;
         }
         for &name in names.iter().filter(|n| **n != layout::BASE) {
             let dir = run.join(name);

@@ -139,6 +139,7 @@ impl Validation {
         });
         let loss = loss.sum::<Result<f64>>()?;
         let model = Model {
+            prompt: None,
             config: policy.config.clone(),
             codec: self.codec.clone(),
             lq_resize: self.lq_resize,

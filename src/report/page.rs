@@ -4,6 +4,8 @@ use super::gather::Run;
 use super::html::{CHARTS, STYLE, document, esc, section};
 use super::{figures, tables};
 use crate::Result;
+use crate::train::Config;
+use std::path::Path;
 
 /// The whole page of one run, or of two side by side, each with the label that tells it from the other.
 pub fn page(runs: &[(String, Run)]) -> Result<String> {
@@ -49,6 +51,12 @@ fn options(runs: &[(String, Run)]) -> String {
     for (label, run) in runs {
         let summary =
             if label.is_empty() { "all options".into() } else { format!("all options of {}", esc(label)) };
+        let read = run.config.as_deref().map(|text| Config::from_toml(Path::new("config.toml"), text));
+        if let Some(Ok(config)) = read {
+            let (preset, overrides) = (esc(&config.run.preset), esc(&config.overrides().join(", ")));
+            let what = if overrides.is_empty() { "as it stands" } else { &overrides };
+            out += &format!("<p>Preset {preset}: {what}</p>\n");
+        }
         let config = run.config.as_deref().map_or("there is no config.toml".into(), esc);
         out += &format!("<details><summary>{summary}</summary><pre>{config}</pre></details>\n");
     }

@@ -218,6 +218,11 @@ impl Config {
         .collect()
     }
 
+    /// Where this configuration differs from its preset: `section.key: the preset's value → its own`.
+    pub fn overrides(&self) -> Vec<String> {
+        Self::preset(&self.run.preset).map_or_else(|_| Vec::new(), |preset| preset.differences(self))
+    }
+
     /// Reads a configuration from the text [`Config::to_toml`] made; `origin` is where the text was.
     pub fn from_toml(origin: &Path, text: &str) -> Result<Self> {
         let table = parse(origin, text)?;

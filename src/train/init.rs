@@ -28,10 +28,11 @@ fn normal(seed: u64, stream: u64, n: usize, std: f32) -> Vec<f32> {
 /// Every parameter of the transformer, ready to be trained from nothing.
 pub fn base(config: &FluxConfig, seed: u64, device: &Device) -> Result<ParamSet> {
     let d = config.dim();
-    let embed = semi_orthogonal(d, config.in_channels, seed);
+    let embed = if device.is_meta() { Vec::new() } else { semi_orthogonal(d, config.in_channels, seed) };
     let params = config.parameters().into_iter().enumerate().map(|(i, (name, shape))| {
         let (n, stream) = (shape.iter().product::<usize>(), STREAM + i as u64);
         let values = match shape[..] {
+            _ if device.is_meta() => Vec::new(),
             [out, inp] => {
                 if name == "x_embedder.weight" {
                     embed.clone()
@@ -129,12 +130,14 @@ pub fn adapter(
     let mut params = Vec::new();
     for (i, (module, inp, out)) in config.lora_targets().into_iter().enumerate() {
         let stream = STREAM.wrapping_add(salt).wrapping_add(i as u64);
+        let zeros = if device.is_meta() { 0 } else { out * r };
         let a = match init {
+            _ if device.is_meta() => Vec::new(),
             AInit::Uniform => uniform(seed, stream, r * inp, 1.0 / (inp as f32).sqrt()),
             AInit::Gaussian => normal(seed, stream, r * inp, 1.0 / r as f32),
         };
         params.push((format!("{name}.{module}.lora_A.weight"), vec![r, inp], a));
-        params.push((format!("{name}.{module}.lora_B.weight"), vec![out, r], vec![0.0; out * r]));
+        params.push((format!("{name}.{module}.lora_B.weight"), vec![out, r], vec![0.0; zeros]));
     }
     ParamSet::new(device, params)
 }

@@ -89,6 +89,10 @@ pub fn run(
             resume(config, out, checkpoint.as_deref(), *change_config, progress)?
         }
     };
+    let overrides = config.overrides();
+    if !overrides.is_empty() {
+        progress.say(&format!("on top of preset {}: {}", config.run.preset, overrides.join(", ")));
+    }
     let theirs =
         resumed.as_ref().map(|_| Codec::load(out.join(layout::CODEC), &Device::cpu())).transpose()?;
     let given = Given::new(config, theirs.map(|codec| (out, codec)), progress)?;
@@ -98,13 +102,13 @@ pub fn run(
     if let Some(checkpoint) = &resumed {
         checkpoint.expect_files(out)?;
     }
+    room(config, &given.flux, out)?;
     let left: Vec<StageName> = config.run.stages.iter().copied().filter(|s| !finished.contains(s)).collect();
     given
         .plan(config, &left, device, &load, planner::available(device))?
         .iter()
         .for_each(|m| progress.say(&m.line()));
     let mut made = given.artifacts(config, mine, &finished, device, progress)?;
-    room(config, &given.flux, out)?;
     std::fs::create_dir_all(out).map_err(Error::io(out))?;
     if *start != Start::New {
         rewind(out, config, resumed.as_ref(), progress)?;
@@ -314,7 +318,8 @@ impl Given {
     }
 }
 
-/// `config` with the base model that `run.from` was given from elsewhere, and with the dimensions of one from elsewhere.
+/// `config` with the codec of `run.from` and the base model that it was given from elsewhere, and with the dimensions of one
+/// from elsewhere.
 fn resolved(config: &Config) -> Result<Config> {
     let mut config = config.clone();
     if config.model.base.is_empty()
@@ -323,6 +328,12 @@ fn resolved(config: &Config) -> Result<Config> {
         && let Some(base) = Runs::of(run)?.elsewhere()?
     {
         config.model.base = base.display().to_string();
+    }
+    // The codec that latents of run.from's models are of.
+    if config.data.codec == Codec::HAAR
+        && let Some(run) = from(&config)
+    {
+        config.data.codec = load_codec(run, &Device::cpu())?.option();
     }
     if let Some(base) = elsewhere(&config)? {
         config.set_dimensions(base.config());

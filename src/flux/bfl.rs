@@ -82,12 +82,13 @@ const BLOCKS: [(&str, &str, Table); 2] =
 impl Rows {
     /// Those of a layer of `n` rows in a model of width `d`, one range after the other.
     pub fn ranges(self, d: usize, n: usize) -> Vec<Range<usize>> {
-        match self {
-            All => vec![0..n],
-            Part(i) => vec![i * d..i * d + n],
-            Rest => vec![3 * d..3 * d + n],
-            Swapped => vec![n / 2..n, 0..n / 2],
-        }
+        let first = match self {
+            Swapped => return vec![n / 2..n, 0..n / 2],
+            All => 0,
+            Part(i) => i * d,
+            Rest => 3 * d,
+        };
+        std::iter::once(first..first + n).collect()
     }
 }
 

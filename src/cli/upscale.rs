@@ -1,6 +1,7 @@
 //! `asasr-engine upscale`.
 
 use super::device::Choice;
+use super::verify::precision;
 use super::{ctrl_c, threads};
 use asasr_engine::Result;
 use asasr_engine::data::Format;
@@ -8,6 +9,7 @@ use asasr_engine::infer::job::{Sizes, Task};
 use asasr_engine::infer::model::SAMPLE_SEED;
 use asasr_engine::infer::{ColorFix, Job, Model, Parts, Settings, Watch};
 use asasr_engine::train::Config;
+use asasr_engine::train::options::Precision;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -77,6 +79,10 @@ pub struct Args {
     /// Make again what is there and was made otherwise
     #[arg(long)]
     overwrite: bool,
+    /// What the transformer computes in: f32, or bf16 on a GPU. Default: what the run was trained in, bf16 for FLUX's weights
+    /// alone; on the CPU f32
+    #[arg(long, value_name = "PRECISION")]
+    precision: Option<String>,
     /// Worker threads; 0: one per core
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -115,14 +121,14 @@ fn lora(text: &str) -> Result<(String, f32), String> {
     }
 }
 
-/// Euler steps and the tiles' side: a run's own, or FLUX's.
-fn defaults(model: &Path) -> Result<(usize, usize)> {
+/// Euler steps, the tiles' side and the precision: a run's own, or FLUX's.
+fn defaults(model: &Path) -> Result<(usize, usize, Precision)> {
     let options = model.join("config.toml");
-    if !options.exists() && model.is_dir() && !model.join("base").exists() {
-        return Ok((28, 512));
+    if !options.exists() && !model.join("base").exists() {
+        return Ok((28, 512, Precision::Bf16));
     }
     let trained = Config::load(None, Some(&options), &[])?;
-    Ok((trained.run.eval_steps, trained.data.crop))
+    Ok((trained.run.eval_steps, trained.data.crop, trained.run.precision))
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -150,12 +156,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let loras = Some(&args.lora[..]).filter(|all| !all.is_empty());
     let mut parts = Parts::find(&args.model, loras, args.codec.as_deref())?;
     parts.prompt.clone_from(&args.prompt);
-    let (steps, tile) = defaults(&args.model)?;
+    let (steps, tile, usual) = defaults(&args.model)?;
     let tile = args.tile.unwrap_or(tile);
     job.settings.steps = args.steps.map_or(steps, |n| n as usize);
     (job.settings.tile, job.settings.overlap) = (tile, args.overlap.unwrap_or(tile / 4));
     (job.model, job.adapters) = (parts.fingerprint()?, parts.names());
     let device = args.device.open()?;
+    let precision = match &args.precision {
+        Some(name) => precision(name)?,
+        None if device.gpu().is_none() => Precision::F32,
+        None => usual,
+    };
     let stop = ctrl_c()?;
     let style =
         ProgressStyle::with_template("{bar:30} {pos}/{len} tiles, left {eta}").expect("a literal template");
@@ -173,7 +184,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         bar.suspend(|| println!("{from} {w}×{h} → {to} {to_w}×{to_h}"));
         bar.reset();
     };
-    let outcome = job.run(&tasks, || Model::load(&parts, &device), &device, &watch, &done);
+    let outcome = job.run(&tasks, || Model::load(&parts, &device, precision.dtype()), &device, &watch, &done);
     bar.finish_and_clear();
     let outcome = outcome?;
     outcome.failed.iter().for_each(|why| eprintln!("error: {why}"));

@@ -87,15 +87,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         super::print(&config.to_toml())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let device = args.device.open()?;
     threads(config.run.threads)?;
     if args.dry_run {
+        let device = args.device.open_to_plan()?;
         let memory = args.memory.map(|gib| (gib * f64::from(1 << 30)) as usize);
         for stage in asasr_engine::train::plan(&config, &device, memory, &Bars::default())? {
             super::print(&format!("{}\n", stage.line()))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
+    let device = args.device.open()?;
     let stop = ctrl_c()?;
     let start = args.resume.as_ref().map_or(Start::New, |at| Start::Resume {
         checkpoint: checkpoint(out, at),

@@ -86,6 +86,11 @@ impl Device {
         Ok(Self::with(false, true, self.gpu().map(Gpu::meta).transpose()?))
     }
 
+    /// The [`Device::meta`] of a GPU that this machine has not. Wants the emulator beside the program.
+    pub fn absent_gpu() -> Result<Self> {
+        Ok(Self::with(false, true, Some(Gpu::absent()?)))
+    }
+
     /// Is it a [`Device::meta`]?
     pub fn is_meta(&self) -> bool {
         self.0.meta

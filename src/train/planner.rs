@@ -148,6 +148,8 @@ pub(super) fn thriftier(config: &Config, stage: StageName) -> Vec<(Config, Strin
 /// nobody does.
 pub fn available(device: &Device) -> Option<usize> {
     match device.gpu() {
+        // It is not here to be asked.
+        Some(_) if device.is_meta() => None,
         Some(gpu) => gpu.memory().ok().map(|(free, _)| free + device.stats().reserved),
         None => {
             let text = std::fs::read_to_string("/proc/meminfo").ok()?;

@@ -1,7 +1,7 @@
 //! Bytes on the device: what the arena draws on, copies, constants.
 
 use super::graph::RUN_ONCE;
-use super::{Driver, Gpu, lock};
+use super::{Gpu, lock};
 use crate::engine::Tensor;
 use crate::{Error, Result};
 use cudarc::driver::{CudaStream, result, sys};
@@ -43,10 +43,9 @@ impl Gpu {
         result::mem_get_info().map_err(|e| self.error("asking for free memory", e))
     }
 
-    /// Whether every allocation is the driver's own, of its exact size, so that the emulator's checks see where a buffer
-    /// ends and when its life does.
+    /// Whether every allocation is the driver's own, of its exact size.
     pub(in crate::engine) fn exact(&self) -> bool {
-        self.driver == Driver::Emulator
+        self.exact
     }
 
     /// Sets `bytes` bytes to `value`.

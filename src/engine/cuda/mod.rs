@@ -82,6 +82,9 @@ pub struct Gpu {
     synchronous: bool,
     /// Computes nothing and touches no memory: see [`Device::meta`](super::Device::meta).
     meta: bool,
+    /// Is every allocation the driver's own, of its exact size? So that the emulator's checks see where a buffer ends and when
+    /// its life does.
+    exact: bool,
 }
 
 impl Gpu {
@@ -125,13 +128,21 @@ impl Gpu {
             ledger: Mutex::default(),
             synchronous: std::env::var_os("ASASR_CUDA_SYNC").is_some(),
             meta: false,
+            exact: driver == Driver::Emulator,
         })
     }
 
     /// The same device, computing nothing.
     pub(super) fn meta(&self) -> Result<Self> {
         let mut gpu = Self::open(self.driver, self.properties.ordinal)?;
-        gpu.meta = true;
+        (gpu.meta, gpu.exact) = (true, self.exact);
+        Ok(gpu)
+    }
+
+    /// A GPU that is not here, computing nothing: the emulator's, with a GPU's way of keeping memory.
+    pub(super) fn absent() -> Result<Self> {
+        let mut gpu = Self::open(Driver::Emulator, 0)?;
+        (gpu.meta, gpu.exact) = (true, false);
         Ok(gpu)
     }
 

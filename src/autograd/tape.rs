@@ -257,10 +257,13 @@ impl<'a> Tape<'a> {
     }
 
     /// Runs `block` without recording its inside; backward runs it once more to get what it needs. Parameters may be
-    /// used inside freely; every other tracked value must come in through `inputs`.
+    /// used inside freely; every other tracked value must come in through `inputs`, of which the first `batched` have the
+    /// batch as their first dimension. Of those only the samples with a gradient are kept, and the second time the block is
+    /// given them alone.
     pub fn recompute(
         &self,
         inputs: &[&Var],
+        batched: usize,
         block: impl Fn(&Tape<'a>, &[Var]) -> Result<Vec<Var>> + 'a,
     ) -> Result<Vec<Var>> {
         let constants: Vec<Var> = inputs.iter().map(|v| Var::constant(v.value.clone())).collect();
@@ -269,7 +272,15 @@ impl<'a> Tape<'a> {
         }
         let outputs = block(&self.aside(), &constants)?.into_iter().map(|v| v.value).collect();
         let lead = self.batch_lead(inputs);
-        let vars = inputs.iter().map(|v| (*v).clone()).collect();
+        let kept = |(i, v): (usize, &&Var)| {
+            let all = v.value.shape().first().copied().unwrap_or(0);
+            if i >= batched || all <= lead {
+                return Ok((*v).clone());
+            }
+            // A copy, so that the rest can go.
+            Ok(Var { value: v.value.leading(lead).copied()?, source: v.source, lead: v.lead.min(lead) })
+        };
+        let vars = inputs.iter().enumerate().map(kept).collect::<Result<_>>()?;
         Ok(self.record(Action::Recompute(Box::new(block), vars), inputs, Vec::new(), outputs, lead))
     }
 
@@ -503,7 +514,7 @@ mod tests {
             let input = tape.input(x.clone(), 2);
             let block = |tape: &Tape, v: &[Var]| Ok(vec![tape.one(Silu, &[&v[0]])?]);
             let y = match recompute {
-                true => tape.recompute(&[&input], block).unwrap().remove(0),
+                true => tape.recompute(&[&input], 1, block).unwrap().remove(0),
                 false => block(&tape, std::slice::from_ref(&input)).unwrap().remove(0),
             };
             tape.backward(&y, None).unwrap();

@@ -187,6 +187,18 @@ impl AdapterSet {
         }
         out
     }
+    /// Those of the first `n` samples; sets that none of them uses are left out.
+    pub fn leading(&self, n: usize) -> Self {
+        let mut out = Self { sets: Vec::new(), of_sample: Vec::new() };
+        for set in self.of_sample.iter().take(n).map(|&i| &self.sets[i]) {
+            let at = out.sets.iter().position(|s| s == set).unwrap_or_else(|| {
+                out.sets.push(set.clone());
+                out.sets.len() - 1
+            });
+            out.of_sample.push(at);
+        }
+        out
+    }
     /// The adapters of sample `b`.
     pub fn of(&self, b: usize) -> &[usize] {
         &self.sets[self.of_sample[b]]
@@ -209,6 +221,11 @@ pub struct ModSource {
 }
 
 impl ModSource {
+    /// That of the first `n` samples.
+    pub fn leading(&self, n: usize) -> Self {
+        let first = |map: &RowMap| map.iter().take(n).copied().collect();
+        Self { split: self.split, image: first(&self.image), cond: self.cond.as_ref().map(first) }
+    }
     /// Every token reads row `b` of the image table, `b` being its sample.
     pub fn per_sample(batch: usize) -> Self {
         Self { split: usize::MAX, image: (0..batch).collect(), cond: None }

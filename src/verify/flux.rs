@@ -44,7 +44,13 @@ pub(super) fn plain(f: &mut Fixture, run: &Run) -> Result<()> {
     Ok(())
 }
 
-fn plain_pass(f: &mut Fixture, run: &Run, config: FluxConfig, params: &mut ParamSet) -> Result<()> {
+/// A pass on the recorded inputs: everything is compared but the gradients of `params`, the weights.
+pub(super) fn plain_pass(
+    f: &mut Fixture,
+    run: &Run,
+    config: FluxConfig,
+    params: &mut ParamSet,
+) -> Result<()> {
     let device = run.device;
     let target = f.tensor("in.target", device)?;
     let (img_ids, txt_ids) = (f.ids("in.img_ids")?, f.ids("in.txt_ids")?);

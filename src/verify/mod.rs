@@ -9,6 +9,7 @@ mod arithmetic;
 mod degradation;
 mod fixture;
 mod flux;
+mod full;
 mod image_io;
 mod metrics;
 mod sampler;
@@ -29,9 +30,10 @@ use std::path::Path;
 type Replay = fn(&mut Fixture, &Run) -> Result<()>;
 
 /// What can be replayed: stem, whether the model is in it, which may compute in bf16, and how.
-const REPLAYS: [(&str, bool, Replay); 13] = [
+const REPLAYS: [(&str, bool, Replay); 14] = [
     ("flux_tiny", true, flux::plain),
     ("flux_cond", true, flux::conditioned),
+    ("full_blocks", true, full::replay),
     ("sobolev", false, sobolev::replay),
     ("asdpo_step", true, steps::asdpo),
     ("adversary_step", true, steps::adversary),

@@ -9,7 +9,7 @@ use asasr_engine::infer::job::{Sizes, Task};
 use asasr_engine::infer::model::SAMPLE_SEED;
 use asasr_engine::infer::{ColorFix, Job, Model, Parts, Settings, Watch};
 use asasr_engine::train::Config;
-use asasr_engine::train::options::Precision;
+use asasr_engine::train::options::{Named, Precision};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -160,13 +160,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let tile = args.tile.unwrap_or(tile);
     job.settings.steps = args.steps.map_or(steps, |n| n as usize);
     (job.settings.tile, job.settings.overlap) = (tile, args.overlap.unwrap_or(tile / 4));
-    (job.model, job.adapters) = (parts.fingerprint()?, parts.names());
     let device = args.device.open()?;
     let precision = match &args.precision {
         Some(name) => precision(name)?,
         None if device.gpu().is_none() => Precision::F32,
         None => usual,
     };
+    // Rounding changes pixels: it is part of what a result is known by.
+    job.model = format!("{} in {}", parts.fingerprint()?, precision.name());
+    job.adapters = parts.names();
     let stop = ctrl_c()?;
     let style =
         ProgressStyle::with_template("{bar:30} {pos}/{len} tiles, left {eta}").expect("a literal template");

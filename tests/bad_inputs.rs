@@ -47,6 +47,8 @@ const CASES: &[Case] = &[
     ("scale the codec does not have", "train --set data.scale=2 --out [DIR]/out", AS_IT_IS),
     ("codec that is not there", "train --set data.codec=[DIR]/taef1 --out [DIR]/out", AS_IT_IS),
     ("codec folder without weights", "train --set data.codec=[DIR]/photos --out [DIR]/out", AS_IT_IS),
+    ("autoencoder without weights", "train --set data.codec=[DIR]/vae --out [DIR]/out", |d| write(d, "vae/config.json", r#"{"_class_name": "AutoencoderKL"}"#)),
+    ("autoencoder of another kind", "train --set data.codec=[DIR]/vae --out [DIR]/out", |d| write(d, "vae/config.json", r#"{"_class_name": "AutoencoderKL", "use_quant_conv": true}"#)),
     ("upscale with a codec of another version", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| write(d, "run/codec.json", r#"{"codec": "taef2"}"#)),
     ("upscale with a codec whose weights are gone", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| write(d, "run/codec.json", r#"{"codec": "taef1", "path": "/none/taef1", "sha256": ""}"#)),
     ("no config file", "train --config [DIR]/none.toml --out [DIR]/out", AS_IT_IS),

@@ -40,6 +40,14 @@ impl Weights {
         Self { map, activations: DType::F32 }
     }
 
+    /// Weights whose gradients go to the first leaves of a tape, in this order: without a [`ParamSet`], which has room for
+    /// moments besides.
+    pub(crate) fn leaves(tensors: Vec<(String, Tensor)>) -> Self {
+        let entry = |(i, (name, tensor))| (name, (tensor, Some(LeafId(i))));
+        let map = Arc::new(tensors.into_iter().enumerate().map(entry).collect());
+        Self { map, activations: DType::F32 }
+    }
+
     /// Copies of parameters that will not train any more.
     pub fn frozen(device: &Device, params: &ParamSet) -> Result<Self> {
         let mut map = HashMap::new();

@@ -10,7 +10,9 @@ use crate::flux::base::BaseModel;
 use crate::flux::config::FluxConfig;
 use crate::flux::lora::AdapterFile;
 use crate::flux::params::{Adapter, Weights};
-use crate::flux::rounding::{Class, NAIVE, rounded_adapter, rounded_matrices, rounding, with_rounded};
+use crate::flux::rounding::{
+    Class, NAIVE, rounded, rounded_adapter, rounded_matrices, rounding, with_rounded,
+};
 use crate::flux::transformer::Flux;
 
 /// What the naive implementations that bf16 is measured by do not round. None rounds velocities and energies: where those
@@ -59,6 +61,14 @@ impl<'r> Run<'r> {
             Engine(_) => Adapter::frozen(file, strength),
             Naive(_) => Adapter::frozen(&rounded_adapter(file)?, strength),
         })
+    }
+
+    /// The values of a weight that is trained.
+    pub fn trained(&self, mut values: Vec<f32>) -> Vec<f32> {
+        if let Naive(_) = self.arithmetic {
+            values.iter_mut().for_each(|v| *v = rounded(*v));
+        }
+        values
     }
 
     /// A pass that trains `params`.

@@ -3,7 +3,7 @@
 use super::arithmetic::{Model, Run};
 use super::fixture::Fixture;
 use crate::Result;
-use crate::autograd::{ParamSet, Tape, Var};
+use crate::autograd::{Leaves, ParamSet, Tape, Var};
 use crate::engine::{Device, Tensor};
 use crate::flux::config::FluxConfig;
 use crate::flux::params::{Adapter, Weights, adapter_params};
@@ -34,7 +34,10 @@ fn mse<'a>(tape: &Tape<'a>, v: &Var, target: &Tensor) -> Result<Var> {
 pub(super) fn plain(f: &mut Fixture, run: &Run) -> Result<()> {
     let config = FluxConfig::load(f.model_dir())?;
     let mut params = base_params(f, &config, run.device)?;
-    run.train(&mut params, |params| plain_pass(f, run, config, params))?;
+    run.train(&mut params, |params| {
+        let (weights, leaves) = (Weights::trainable(params), params.leaves());
+        params.take_back(plain_pass(f, run, config, weights, leaves)?)
+    })?;
     for name in f.names() {
         if let Some(weight) = name.strip_prefix("grad.weights.") {
             let id = params.find(weight).ok_or_else(|| f.error(format!("{name}: no such weight")))?;
@@ -44,13 +47,14 @@ pub(super) fn plain(f: &mut Fixture, run: &Run) -> Result<()> {
     Ok(())
 }
 
-/// A pass on the recorded inputs: everything is compared but the gradients of `params`, the weights.
+/// A pass on the recorded inputs: everything is compared but the gradients of `weights`, which are left in the leaves.
 pub(super) fn plain_pass(
     f: &mut Fixture,
     run: &Run,
     config: FluxConfig,
-    params: &mut ParamSet,
-) -> Result<()> {
+    weights: Weights,
+    leaves: Leaves,
+) -> Result<Leaves> {
     let device = run.device;
     let target = f.tensor("in.target", device)?;
     let (img_ids, txt_ids) = (f.ids("in.img_ids")?, f.ids("in.txt_ids")?);
@@ -63,9 +67,9 @@ pub(super) fn plain_pass(
     f.check("mid.rope_cos", &twice(&rope.cos))?;
     f.check("mid.rope_sin", &twice(&rope.sin))?;
 
-    let model = Model::of(config, Weights::trainable(params), run)?;
+    let model = Model::of(config, weights, run)?;
     let flux = model.flux(&[]);
-    let tape = model.on(Tape::new(params.leaves()));
+    let tape = model.on(Tape::new(leaves));
     let img = tape.input(f.tensor("in.hidden_states", device)?, batch);
     let txt = tape.input(f.tensor("in.encoder_hidden_states", device)?, batch);
     let inputs = Inputs {
@@ -114,7 +118,7 @@ pub(super) fn plain_pass(
         let g = tape.grad(var).ok_or_else(|| f.error(format!("{name}: no gradient arrived")))?;
         f.check(name, &g.values()?)?;
     }
-    params.take_back(tape.into_leaves())
+    Ok(tape.into_leaves())
 }
 
 pub(super) fn conditioned(f: &mut Fixture, run: &Run) -> Result<()> {

@@ -9,7 +9,7 @@ src/verify/full.rs); what is recorded is small: inputs, outputs of a few tokens,
 2-norm. Tolerances are 20 times what float32 is off from float64, at least 2e-6 of the largest value, as in tests/golden;
 what diffusers itself computes in float32 even then (RMSNorm's mean, the turned queries and keys) is so in both.
 
-Takes some minutes on two cores and 7 GB: each weight's gradient is looked at and dropped as soon as it is there.
+Takes under a minute on two cores, and 7.7 GB: each weight's gradient is looked at and dropped as soon as it is there.
 """
 
 import argparse

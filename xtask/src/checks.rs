@@ -124,9 +124,10 @@ pub fn test() -> Result<(), String> {
     run(&mut command)
 }
 
-/// The golden vectors, by the CPU and, in both precisions, by the emulated kernels.
+/// The golden vectors, by the CPU, those of FLUX.1-dev's width too, and, in both precisions, by the emulated kernels.
 pub fn verify() -> Result<(), String> {
     run(binary()?.args(["verify", "--device", "cpu"]))?;
+    run(binary()?.args(["verify", "--device", "cpu", "--fixtures", "tests/golden/full"]))?;
     for precision in ["f32", "bf16"] {
         let mut emulated = binary()?;
         emulated.args(["verify", "--device", "emu", "--precision", precision]);

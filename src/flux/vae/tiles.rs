@@ -77,7 +77,7 @@ fn spans(len: usize, side: usize, overlap: usize) -> Vec<Range<usize>> {
     let side = side.min(len);
     let step = side.saturating_sub(overlap).max(1);
     let gaps = (len - side).div_ceil(step);
-    let start = |i: usize| if gaps == 0 { 0 } else { i * (len - side) / gaps };
+    let start = |i: usize| (i * (len - side)).checked_div(gaps).unwrap_or(0);
     (0..=gaps).map(|i| start(i)..start(i) + side).collect()
 }
 

@@ -553,7 +553,7 @@ mod tests {
             "asdpo.beta=7",
             "data.source=2024",
             "run.stages=adversary, asdpo",
-            "model.axes=[8,60,60]",
+            "model.axes=[8,12,12]",
             "asdpo.adversary=riesz",
             "sft.recompute=false",
             "run.seed=\"9\"",
@@ -564,7 +564,7 @@ mod tests {
         let c = load(&sets[..6]).unwrap();
         assert_eq!((c.asdpo.lr, c.preference.beta, c.data.source.as_str()), (1e-4, 7.0, "2024"));
         assert_eq!(c.run.stages, [StageName::Adversary, StageName::Asdpo]);
-        assert_eq!((c.model.axes, c.preference.adversary), ([8, 60, 60], Adversary::Riesz));
+        assert_eq!((c.model.axes, c.preference.adversary), ([8, 12, 12], Adversary::Riesz));
         assert_eq!((c.run.preset.as_str(), c.data.crop), ("paper-asdpo", 512));
 
         std::fs::write(&path, c.to_toml()).unwrap();

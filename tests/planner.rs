@@ -56,7 +56,7 @@ fn peaks(config: &Config, device: Device) -> (Vec<usize>, Vec<usize>) {
 const WAYS: [&str; 4] = [
     "run.seed=0",
     "base.recompute=true sft.recompute=true asdpo.recompute=true sft.ema=0.9",
-    "asdpo.accumulation=2 asdpo.anchor=0.5 asdpo.sft_mix=0.5 asdpo.s=0",
+    "asdpo.accumulation=2 asdpo.steps=11 asdpo.anchor=0.5 asdpo.sft_mix=0.5 asdpo.s=0",
     "asdpo.adversary=riesz asdpo.auto_beta=0.2 data.crop=24",
 ];
 

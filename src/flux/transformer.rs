@@ -94,18 +94,6 @@ struct Plan {
     attention: Attention,
 }
 
-impl Plan {
-    /// That of the first `n` samples.
-    fn leading(&self, n: usize) -> Self {
-        Self {
-            stream: self.stream.leading(n),
-            text: self.text.leading(n),
-            set: Arc::new(self.set.leading(n)),
-            ..self.clone()
-        }
-    }
-}
-
 /// The activations between blocks.
 struct State {
     x: Var,
@@ -288,19 +276,14 @@ impl<'a> Flux<'a> {
         let (x, txt) = if recompute {
             let plan = plan.clone();
             let inputs: Vec<&Var> = [&s.x, &s.txt, &s.emb].into_iter().chain(&s.cond_emb).collect();
-            let samples = s.x.value().shape().first().copied().unwrap_or(0);
-            let mut out = tape.recompute(&inputs, 2, move |tape, v| {
+            let mut out = tape.recompute(&inputs, move |tape, v| {
                 let state = State {
                     x: v[0].clone(),
                     txt: v[1].clone(),
                     emb: v[2].clone(),
                     cond_emb: v.get(3).cloned(),
                 };
-                let n = state.x.value().shape().first().copied().unwrap_or(0);
-                let (x, txt) = match n < samples {
-                    true => run(self, tape, &plan.leading(n), state)?,
-                    false => run(self, tape, &plan, state)?,
-                };
+                let (x, txt) = run(self, tape, &plan, state)?;
                 Ok(vec![x, txt])
             })?;
             let txt = out.pop().expect("two outputs");

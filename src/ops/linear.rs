@@ -603,7 +603,7 @@ fn keep(inputs: &[&Tensor], at: &Layout, z: Option<&Tensor>, save: &mut Save) ->
     }
     save.keep(&z.map_or_else(|| empty(inputs[0]), |z| Ok(z.clone()))?);
     for (i, t) in inputs.iter().enumerate().skip(at.w) {
-        save.keep_whole(&if Some(i) == at.resid { empty(t)? } else { (*t).clone() });
+        save.keep(&if Some(i) == at.resid { empty(t)? } else { (*t).clone() });
     }
     Ok(())
 }

@@ -38,8 +38,8 @@ enum Use {
     SigmaLoser = 3,
 }
 
-/// Steps between two measurements of the cosine between the adversary's perturbation and the Riesz direction.
-const COSINE_EVERY: u64 = 20;
+/// Micro-batches between two measurements of the cosine between the adversary's perturbation and the Riesz direction.
+pub(super) const COSINE_EVERY: u64 = 20;
 
 /// Makes a stage's micro-batches on the host: pure functions of (seed, stage, number).
 #[derive(Clone, Copy)]
@@ -374,7 +374,7 @@ impl<'c> Micros<'c> {
         let (objective, pairs) = (self.objective(beta), self.pairs()?);
         let (weights, adapters) = self.plan.model(self.context.config, params)?;
         let flux = Flux { config: &self.context.flux, weights: &weights, adapters: &adapters };
-        let tape = self.on(objective.tape(pairs.winner.shape()[0], params.leaves()));
+        let tape = self.on(Tape::new(params.leaves()));
         let out = as_dpo(&flux, &tape, &objective, &policies(), &pairs, self.mode())?;
         self.kept.set(self.context.device.stats().live);
         tape.backward(&out.loss, None)?;
@@ -406,7 +406,8 @@ impl<'c> Micros<'c> {
         let flux = Flux { config: &self.context.flux, weights: &weights, adapters: &adapters };
         let sigma = &pairs.sigma_winner.sigma;
         let (x_w, target) = noised(&pairs.winner, &pairs.noise_winner, sigma)?;
-        let (reference, mode) = (&policies().reference, self.mode());
+        // Beside what a captured micro-batch holds: so as to need little.
+        let (reference, mode) = (&policies().reference, Mode { recompute: true, ..self.mode() });
         let best = riesz_perturbation(&flux, &objective, reference, &pairs, &x_w, &target, mode)?;
         let difference = Blend { x: Factor::constant(1.0), y: Factor::constant(-1.0) };
         let moved = difference.of(losers, &pairs.winner, sigma)?;

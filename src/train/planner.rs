@@ -6,7 +6,7 @@
 
 use super::checkpoint::TrainState;
 use super::config::Config;
-use super::micro::{Loader, Micros};
+use super::micro::{COSINE_EVERY, Loader, Micros};
 use super::monitor::Monitor;
 use super::options::{Named, StageName};
 use super::stages::{Artifacts, Context};
@@ -99,7 +99,10 @@ pub(super) fn stage(context: &Context, stage: StageName, made: &mut Artifacts) -
     let standing = device.stats().live;
     let mut underway = Underway::new(micros, Box::new(|| Some(Ok(loader.blank()))), 0);
     underway.send()?;
-    for _ in 0..UPDATES {
+    // The first ones, and one that measures a cosine besides.
+    let measuring = COSINE_EVERY as usize / o.accumulation;
+    for step in (0..UPDATES).chain((UPDATES..o.steps).contains(&measuring).then_some(measuring)) {
+        state.step = step;
         context.launch(&plan, &mut state, &mut underway)?;
         underway.discard()?;
     }

@@ -158,7 +158,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
     vec![
         make([2, 3, 7], false),
         make([2, 4, 6], true),
-        make([4, 4, 6], true),
+        make([4, 4, 8], true),
         make([12, 128, 128], true).bench_only(),
         // Rows that do not fit where the kernels keep them, by pieces of 16 bytes and by values.
         make([2, 16, 1536], true).bench_only(),

@@ -11,6 +11,7 @@ use super::params::{Adapter, Weights};
 use crate::autograd::{Tape, Var};
 use crate::engine::{DType, Tensor};
 use crate::ops::attention::{Attention, GroupBias};
+use crate::ops::blend::{Blend, Factor};
 use crate::ops::cast::Cast;
 use crate::ops::concat::{Concat, Narrow};
 use crate::ops::embed::{NoiseLevels, RopeTable, sinusoid_constant};
@@ -133,7 +134,7 @@ impl<'a> Flux<'a> {
                 observe(&format!("mid.single{block}.img"), s.x.value());
             }
         }
-        let modulation = self.wide(tape, "norm_out.linear", &s.emb, None)?;
+        let modulation = self.modulation(tape, "norm_out.linear", &s.emb, None)?;
         let source = ModSource::per_sample(inputs.sigma.len());
         let last = LnModulate { source, shift: 1, scale: 0, narrow: self.narrow() };
         let img = if s.x.value().shape()[1] > plan.layout.img {
@@ -164,8 +165,7 @@ impl<'a> Flux<'a> {
         let levels = &inputs.sigma.embedding;
         let emb = self.time_embedding(tape, levels, &inputs.guidance, &inputs.pooled)?;
         observe("mid.temb", emb.value());
-        let silu = |e: &Var| self.cast(tape, &tape.one(Silu, &[e])?);
-        let emb = silu(&emb)?;
+        let emb = tape.one(Silu, &[&emb])?;
         let cond_emb = match &inputs.cond {
             None => None,
             Some(_) => {
@@ -174,7 +174,7 @@ impl<'a> Flux<'a> {
                 let pooled = if rows == inputs.sigma.len() { inputs.pooled.clone() } else { pooled };
                 let clean = sinusoid_constant(pooled.value().device(), &vec![0.0; rows])?;
                 let e = self.time_embedding(tape, &clean, &inputs.guidance[..rows], &pooled)?;
-                Some(silu(&e)?)
+                Some(tape.one(Silu, &[&e])?)
             }
         };
         debug_assert_eq!(x.value().width(), c.dim());
@@ -297,8 +297,8 @@ impl<'a> Flux<'a> {
     fn double_block(&self, tape: &Tape<'a>, plan: &Plan, s: State, block: usize) -> Result<(Var, Var)> {
         let at = |name: &str| format!("transformer_blocks.{block}.{name}");
         let on_stream = Some((plan.lora_tokens.clone(), &plan.set));
-        let m = self.modulation(tape, plan, &at("norm1.linear"), &s)?;
-        let mt = self.wide(tape, &at("norm1_context.linear"), &s.emb, None)?;
+        let m = self.stream_modulation(tape, plan, &at("norm1.linear"), &s)?;
+        let mt = self.modulation(tape, &at("norm1_context.linear"), &s.emb, None)?;
 
         let n = self.ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
         let nt = self.ln(tape, &plan.text, &s.txt, std::slice::from_ref(&mt), 0, 1)?;
@@ -336,7 +336,7 @@ impl<'a> Flux<'a> {
     fn single_block(&self, tape: &Tape<'a>, plan: &Plan, s: State, block: usize) -> Result<(Var, Var)> {
         let at = |name: &str| format!("single_transformer_blocks.{block}.{name}");
         let last = block + 1 == self.config.num_single_layers;
-        let m = self.modulation(tape, plan, &at("norm.linear"), &s)?;
+        let m = self.stream_modulation(tape, plan, &at("norm.linear"), &s)?;
         let mt = &m[..1];
         let n = self.ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
         let nt = self.ln(tape, &plan.text, &s.txt, mt, 0, 1)?;
@@ -389,12 +389,32 @@ impl<'a> Flux<'a> {
     }
 
     /// The modulation tables of a block's stream: the image's, then the condition's.
-    fn modulation(&self, tape: &Tape<'a>, plan: &Plan, name: &str, s: &State) -> Result<Vec<Var>> {
+    fn stream_modulation(&self, tape: &Tape<'a>, plan: &Plan, name: &str, s: &State) -> Result<Vec<Var>> {
         // Where the image is adapted, so is its modulation.
-        let image_lora = (plan.lora_tokens.start == 0).then_some((0..1, &plan.set));
-        let mut m = vec![self.wide(tape, name, &s.emb, image_lora)?];
+        let image_set = (plan.lora_tokens.start == 0).then_some(&*plan.set);
+        let mut m = vec![self.modulation(tape, name, &s.emb, image_set)?];
         if let Some(e) = &s.cond_emb {
-            m.push(self.wide(tape, name, e, Some((0..1, &plan.row_set)))?);
+            m.push(self.modulation(tape, name, e, Some(&plan.row_set))?);
+        }
+        Ok(m)
+    }
+
+    /// A modulation table: the layer `module` of each row of `emb`, and what those adapters of `set` add that the row has.
+    fn modulation(&self, tape: &Tape<'a>, module: &str, emb: &Var, set: Option<&AdapterSet>) -> Result<Var> {
+        let mut m = self.wide(tape, module, &self.cast(tape, emb)?, None)?;
+        let Some(set) = set else { return Ok(m) };
+        for (i, adapter) in self.adapters.iter().enumerate() {
+            let has = |row: usize| set.of(row).contains(&i);
+            let rows = 0..set.of_sample.len();
+            if !rows.clone().any(has) {
+                continue;
+            }
+            let Some((scale, a, b)) = adapter.on(tape, module) else { continue };
+            let factors = rows.map(|row| if has(row) { scale } else { 0.0 }).collect();
+            let x = self.cast(tape, &scaled(tape, emb, factors)?)?;
+            let product = Linear { bias: false, ..Linear::plain() };
+            let down = tape.one(product.clone(), &[&x, &a])?;
+            m = tape.one(Linear { epilogue: Epilogue::Add, ..product }, &[&down, &b, &m])?;
         }
         Ok(m)
     }
@@ -550,4 +570,15 @@ impl<'a> Flux<'a> {
         });
         Ok((Linear { lora, ..form }, inputs))
     }
+}
+
+/// Each row of `x` by its factor.
+fn scaled(tape: &Tape, x: &Var, factors: Vec<f32>) -> Result<Var> {
+    if factors.iter().all(|&f| f == 1.0) {
+        return Ok(x.clone());
+    }
+    let name = format!("factors {factors:?}");
+    let factors = Tensor::constant(x.value().device(), name, &[factors.len()], || factors.clone())?;
+    let by_row = Blend { x: Factor::SIGMA, y: Factor::constant(0.0) };
+    tape.one(by_row, &[x, x, &Var::constant(factors)])
 }

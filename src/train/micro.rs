@@ -17,6 +17,7 @@ use crate::autograd::{ParamSet, Tape, Var};
 use crate::data::Sampler;
 use crate::engine::cuda::{Feed, Graph, Readback};
 use crate::engine::{Device, Philox, Tensor};
+use crate::flux::modulation::Levels;
 use crate::flux::schedule::{logit_normal, sigma_of};
 use crate::flux::transformer::Flux;
 use crate::losses::dpo::{Preference, Stats};
@@ -24,7 +25,7 @@ use crate::losses::flow_matching::noised;
 use crate::losses::riesz::Riesz;
 use crate::ops::AdapterSet;
 use crate::ops::blend::{Blend, Factor};
-use crate::ops::embed::{self, NoiseLevels};
+use crate::ops::embed::NoiseLevels;
 use crate::ops::patch::Pack;
 use crate::{Error, Result};
 use std::cell::Cell;
@@ -42,9 +43,10 @@ enum Use {
 pub(super) const COSINE_EVERY: u64 = 20;
 
 /// Makes a stage's micro-batches on the host: pure functions of (seed, stage, number).
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Loader<'c> {
     sampler: &'c Sampler,
+    levels: Levels,
     stage: StageName,
     batch: usize,
     seed: u64,
@@ -74,6 +76,7 @@ impl<'c> Loader<'c> {
         };
         Self {
             sampler: plan.sampler.as_ref().unwrap_or(&context.sampler),
+            levels: plan.levels(),
             stage: plan.stage,
             batch: context.config.stage(plan.stage).batch,
             seed: context.config.run.seed,
@@ -92,10 +95,10 @@ impl<'c> Loader<'c> {
             let mut n = vec![0.0; self.batch];
             self.stream(level).normals(index * self.batch as u64, &mut n);
             let sigma: Vec<f32> = n.into_iter().map(|n| sigma_of(logit_normal(n))).collect();
-            let embedding = embed::sinusoids(&NoiseLevels::times(&sigma));
-            Drawn { counter, sigma, embedding }
+            let embedding = self.levels.rows(&sigma)?;
+            Ok(Drawn { counter, sigma, embedding })
         };
-        let draws = kinds.into_iter().flatten().map(draw).collect();
+        let draws = kinds.into_iter().flatten().map(draw).collect::<Result<_>>()?;
         Ok(Prepared { target, cond: batch.cond, draws })
     }
 
@@ -103,7 +106,7 @@ impl<'c> Loader<'c> {
     pub fn blank(&self) -> Prepared {
         let side = self.sampler.crop() / self.sampler.codec().block();
         let values = vec![0.0; self.batch * self.sampler.codec().channels() * side * side];
-        let embedding = vec![0.0; self.batch * embed::WIDTH];
+        let embedding = vec![0.0; self.batch * self.levels.width()];
         let drawn = || Drawn { counter: [0; 3], sigma: vec![0.5; self.batch], embedding: embedding.clone() };
         let draws = (0..1 + usize::from(self.loser.is_some())).map(|_| drawn()).collect();
         Prepared { target: values.clone(), cond: values, draws }
@@ -130,9 +133,9 @@ struct Draw {
 }
 
 impl Draw {
-    fn new(device: &Device, batch: usize) -> Result<Self> {
+    fn new(device: &Device, batch: usize, width: usize) -> Result<Self> {
         let zeros = |shape: &[usize]| Tensor::zeros(device, shape);
-        let levels = NoiseLevels { sigma: zeros(&[batch])?, embedding: zeros(&[batch, embed::WIDTH])? };
+        let levels = NoiseLevels { sigma: zeros(&[batch])?, embedding: zeros(&[batch, width])? };
         Ok(Self { counter: zeros(&[3, 2])?, levels })
     }
 
@@ -148,13 +151,13 @@ impl Draw {
 }
 
 impl Inputs {
-    fn new(device: &Device, shape: &[usize], losers: bool) -> Result<Self> {
+    fn new(device: &Device, shape: &[usize], losers: bool, width: usize) -> Result<Self> {
         let planes = || Tensor::zeros(device, shape);
         Ok(Self {
             target: planes()?,
             cond: planes()?,
-            winner: Draw::new(device, shape[0])?,
-            loser: losers.then(|| Draw::new(device, shape[0])).transpose()?,
+            winner: Draw::new(device, shape[0], width)?,
+            loser: losers.then(|| Draw::new(device, shape[0], width)).transpose()?,
         })
     }
 
@@ -258,7 +261,7 @@ impl<'c> Micros<'c> {
         let (device, sampler) = (&context.device, loader.sampler);
         let side = sampler.crop() / sampler.codec().block();
         let shape = [loader.batch, sampler.codec().channels(), side, side];
-        let mut inputs = Inputs::new(device, &shape, loader.loser.is_some())?;
+        let mut inputs = Inputs::new(device, &shape, loader.loser.is_some(), loader.levels.width())?;
         let bytes = inputs.tensors().iter().map(|t| 4 * t.len()).sum();
         Ok(Self {
             context,

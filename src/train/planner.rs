@@ -76,7 +76,7 @@ pub(super) fn stage(context: &Context, stage: StageName, made: &mut Artifacts) -
     let held = |tensors: &mut dyn Iterator<Item = &Tensor>| -> usize {
         tensors.map(|t| size_class(t.len() * t.dtype().size())).sum()
     };
-    let base = made.base.as_ref().map_or(0, |w| held(&mut w.iter().map(|w| w.1)));
+    let base = made.base.as_ref().map_or(0, |w| held(&mut w.iter().map(|w| w.1).chain(w.levels().tensor())));
     let adapters = made.adapters.values().flat_map(|f| f.modules.values());
     let adapters = held(&mut adapters.flat_map(|m| [&m.a, &m.b]));
     let before = device.stats().live;

@@ -6,7 +6,7 @@ use super::log::{Logs, StageSummary, Summary, peak_rss_mb};
 use super::objective::Adversary;
 use super::options::{Precision, StageName};
 use super::planner::{self, StageMemory};
-use super::stages::{Artifacts, Context, Progress, missing};
+use super::stages::{Artifacts, Context, Progress, known_levels, missing};
 use super::validation::Validation;
 use super::{data, environment, evaluation, tensorboard};
 use crate::data::{Codec, Part, Sampler};
@@ -240,7 +240,8 @@ impl Given {
         if let Some(base) = base {
             let (dtype, begun) = (config.run.precision.dtype(), Instant::now());
             let mut bytes = 0;
-            made.load_base(&base, &self.flux, device, dtype, &mut |_, all| bytes = all)?;
+            let levels = known_levels(config, &self.sampler);
+            made.load_base(&base, &self.flux, device, (dtype, &levels), &mut |_, all| bytes = all)?;
             let (gb, s) = (bytes as f64 / 1e9, begun.elapsed().as_secs_f64());
             if gb > 0.1 {
                 progress.say(&format!("{}: {gb:.2} GB in {s:.1} s, {:.2} GB/s", base.display(), gb / s));

@@ -46,7 +46,7 @@ pub struct StageMemory {
 impl StageMemory {
     /// One line for people.
     pub fn line(&self) -> String {
-        let how = if self.recompute { "recomputing each block" } else { "keeping all activations" };
+        let how = if self.recompute { "recomputing" } else { "keeping all activations" };
         let mut line =
             format!("{}: {} of memory, {how}, batch {}:", self.stage.name(), mib(self.peak), self.batch);
         let parts = [

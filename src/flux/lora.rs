@@ -11,9 +11,10 @@
 use super::config::FluxConfig;
 use super::kohya;
 use super::weights::{SafeFile, write_safetensors};
-use crate::engine::{Device, Tensor};
+use crate::engine::{DType, Device, Tensor};
 use crate::error::did_you_mean;
 use crate::files::write_atomic;
+use crate::ops::cast;
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -114,6 +115,15 @@ impl AdapterFile {
         let description = description.map(|path| Ok::<_, Error>((text(&path)?, path))).transpose()?;
         let description = description.as_ref().map(|(text, path)| (path.as_path(), text.as_str()));
         Self::read(name, &SafeFile::open(&weights)?, description, device)
+    }
+
+    /// Its factors in the dtype that a pass multiplies them in, as [`Weights::computing_in`](super::Weights::computing_in)
+    /// has it.
+    pub fn computing_in(mut self, dtype: DType) -> Result<Self> {
+        for m in self.modules.values_mut().filter(|m| m.a.dtype() != dtype) {
+            (m.a, m.b) = (cast::to(&m.a, dtype)?, cast::to(&m.b, dtype)?);
+        }
+        Ok(self)
     }
 
     /// [`AdapterFile::load`] of a file that is open already, and of its description: path and text.

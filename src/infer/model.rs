@@ -88,7 +88,7 @@ impl Model {
                 };
                 lq_resize = LqResize::named(name).ok_or_else(unknown)?;
             }
-            adapters.push(Adapter::frozen(&file, *strength));
+            adapters.push(Adapter::frozen(&file.computing_in(dtype)?, *strength));
         }
         let codec = match parts.codec.extension() {
             Some(ending) if ending == "json" => Codec::load(&parts.codec, device)?,

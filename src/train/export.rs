@@ -4,7 +4,7 @@
 use super::stages::{Artifacts, Context, Plan};
 use super::validation::Policy;
 use crate::autograd::ParamSet;
-use crate::engine::Tensor;
+use crate::engine::{DType, Tensor};
 use crate::files::{expect_space, sha256_file};
 use crate::flux::lora::{AdapterFile, CONFIG, LoraModule, WEIGHTS};
 use crate::flux::params::{Adapter, Weights};
@@ -38,7 +38,7 @@ fn base(context: &Context, plan: &Plan, params: &ParamSet, made: &mut Artifacts)
         params.names().iter().enumerate().map(|(i, n)| (n.clone(), params.master(i))).collect();
     write_safetensors(dir.join(BASE_WEIGHTS), &BTreeMap::new(), &tensors)?;
     context.flux.save(&dir)?;
-    made.load(context.out, &[layout::BASE], &context.flux, &context.device)?;
+    made.load(context.out, &[layout::BASE], &context.flux, &context.device, dtype(context))?;
     let weights = made.base.clone().ok_or_else(|| Error::format(&dir, "was written and is not there"))?;
     let (live, _) = plan.model(context.config, params)?;
     let weights = weights.computing_in(live.activations())?;
@@ -72,7 +72,7 @@ fn adapter(
     };
     file.save(context.out.join(name))?;
     drop(file);
-    made.load(context.out, &[name], &context.flux, &context.device)?;
+    made.load(context.out, &[name], &context.flux, &context.device, dtype(context))?;
     let Some(reopened) = made.adapters.get(name) else {
         return Err(Error::format(context.out.join(name), "was written and is not there"));
     };
@@ -91,6 +91,10 @@ fn adapter(
         context.progress.say(&text);
     }
     keep(context, made, &[name], &[WEIGHTS, CONFIG])
+}
+
+fn dtype(context: &Context) -> DType {
+    context.config.run.precision.dtype()
 }
 
 type Parts<'m> = (&'m Weights, &'m [Adapter], Vec<usize>);

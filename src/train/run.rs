@@ -237,8 +237,9 @@ impl Given {
             "" => runs.as_ref().map(Runs::base).transpose()?,
             base => Some(PathBuf::from(base)),
         };
+        let dtype = config.run.precision.dtype();
         if let Some(base) = base {
-            let (dtype, begun) = (config.run.precision.dtype(), Instant::now());
+            let begun = Instant::now();
             let mut bytes = 0;
             let levels = known_levels(config, &self.sampler);
             made.load_base(&base, &self.flux, device, (dtype, &levels), &mut |_, all| bytes = all)?;
@@ -249,13 +250,13 @@ impl Given {
         }
         for name in [layout::SFT, layout::ADVERSARY, layout::ASDPO] {
             if let Some(dir) = runs.as_ref().and_then(|runs| runs.find(name)) {
-                made.load(dir.parent().unwrap_or(Path::new("")), &[name], &self.flux, device)?;
+                made.load(dir.parent().unwrap_or(Path::new("")), &[name], &self.flux, device, dtype)?;
             }
         }
         stages_have_what_they_need(config, &made)?;
         if let Some((out, checkpoint)) = mine {
             let mine: Vec<&str> = finished.iter().map(|&s| makes(s)).collect();
-            made.load(out, &mine, &self.flux, device)?;
+            made.load(out, &mine, &self.flux, device, dtype)?;
             made.files = checkpoint.record.artifacts.clone();
         }
         Ok(made)

@@ -213,8 +213,15 @@ impl Artifacts {
         Ok(())
     }
 
-    /// Adds what an earlier run directory holds, of `names` (see [`layout`]).
-    pub fn load(&mut self, run: &Path, names: &[&str], config: &FluxConfig, device: &Device) -> Result<()> {
+    /// Adds what an earlier run directory holds, of `names` (see [`layout`]): the base in f32, adapters in `dtype`.
+    pub fn load(
+        &mut self,
+        run: &Path,
+        names: &[&str],
+        config: &FluxConfig,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<()> {
         if names.contains(&layout::BASE) {
             self.load_base(&run.join(layout::BASE), config, device, (DType::F32, &[]), &mut |_, _| ())?;
         }
@@ -223,7 +230,7 @@ impl Artifacts {
             if dir.is_dir() {
                 let file = AdapterFile::load(&dir, device)?;
                 file.validate(config)?;
-                self.adapters.insert(name.to_owned(), file);
+                self.adapters.insert(name.to_owned(), file.computing_in(dtype)?);
             }
         }
         Ok(())
@@ -248,6 +255,7 @@ impl Artifacts {
         });
         let modules = modules.collect::<Result<_>>()?;
         let file = AdapterFile { name: name.to_owned(), modules, lq_resize: None, metadata: BTreeMap::new() };
+        let file = file.computing_in(context.config.run.precision.dtype())?;
         self.adapters.insert(name.to_owned(), file);
         Ok(())
     }

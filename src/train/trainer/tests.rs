@@ -6,7 +6,7 @@
 use super::*;
 use crate::autograd::ParamSet;
 use crate::data::{Codec, Sampler};
-use crate::engine::{Device, Philox, Tensor};
+use crate::engine::{DType, Device, Philox, Tensor};
 use crate::flux::params::Weights;
 use crate::infer::model::layout;
 use crate::train::config::Config;
@@ -363,7 +363,7 @@ fn every_update_agrees_with_the_cpus() {
         println!("{:.3} of the tolerance: {}", all.worst.0, all.worst.1);
         failures.append(&mut all.failures);
         export::export(&cpu, &plan, &mut all.here.state.params, &mut made).unwrap();
-        on_device.load(folder.path(), &[name], &gpu.flux, &device).unwrap();
+        on_device.load(folder.path(), &[name], &gpu.flux, &device, DType::F32).unwrap();
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
@@ -412,7 +412,8 @@ fn replays_have_the_bits_of_launches() {
             let context = context(&config, &device, folder.path());
             let mut made = Artifacts::default();
             let names = [layout::BASE, layout::SFT, layout::ADVERSARY];
-            made.load(folder.path(), &names[..stage as usize], &context.flux, &device).unwrap();
+            let (names, dtype) = (&names[..stage as usize], config.run.precision.dtype());
+            made.load(folder.path(), names, &context.flux, &device, dtype).unwrap();
             let plan = context.plan(stage, &made).unwrap();
             // The adversary's cosine is measured in update 20, of what a replay left.
             let run = |graphs: bool| {

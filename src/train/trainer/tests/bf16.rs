@@ -105,7 +105,7 @@ fn bf16_costs_no_update_more_than_a_naive_one() {
             }
         }
         export::export(&cpu, &plan, &mut here.state.params, &mut made).unwrap();
-        on_device.load(folder.path(), &[exported], &gpu.flux, &device).unwrap();
+        on_device.load(folder.path(), &[exported], &gpu.flux, &device, DType::Bf16).unwrap();
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

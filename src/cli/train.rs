@@ -27,6 +27,10 @@ pub struct Args {
     /// (data.source)
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
+    /// The base model to fine-tune: a diffusers folder, a single file, or random:flux-dev (model.base); the vae/ in the
+    /// folder of a whole pipeline makes its latents (data.codec)
+    #[arg(long, value_name = "MODEL")]
+    weights: Option<PathBuf>,
     /// What some upscaler made of the pairs' lr/, for the adversary to imitate (adversary.negatives)
     #[arg(long, value_name = "FOLDER")]
     sr: Option<PathBuf>,
@@ -67,6 +71,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     if let Some(data) = &args.data {
         sets.push(format!("data.source={}", path(data)?));
+    }
+    if let Some(weights) = &args.weights {
+        // In front, so that --set may say otherwise.
+        let codec = Some(weights.join("vae")).filter(|vae| vae.is_dir());
+        let codec = codec.map(|vae| Ok::<_, Error>(format!("data.codec={}", path(&vae)?))).transpose()?;
+        sets.splice(0..0, [format!("model.base={}", path(weights)?)].into_iter().chain(codec));
     }
     if let Some(sr) = &args.sr {
         sets.push(format!("adversary.negatives={}", path(sr)?));

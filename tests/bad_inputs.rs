@@ -22,6 +22,8 @@ const AS_IT_IS: fn(&Path) = |_| ();
 
 const BASE: &str = "run/base/diffusion_pytorch_model.safetensors";
 const SFT: &str = "run/base_sft/adapter_model.safetensors";
+/// The second shard of [`model`].
+const SHARD: &str = "flux/transformer/m-2.safetensors";
 
 #[rustfmt::skip]
 const CASES: &[Case] = &[
@@ -153,6 +155,18 @@ const CASES: &[Case] = &[
         write(d, "run/base/m.safetensors.index.json", r#"{"weight_map": {"x_embedder.bias": "diffusion_pytorch_model.safetensors"}}"#);
         cut(d, BASE, 0.5);
     }),
+    ("a truncated shard of a model from elsewhere", "train --stages sft [ELSEWHERE] --out [DIR]/out", |d| {
+        model(d);
+        cut(d, SHARD, 0.9);
+    }),
+    ("a shard of a model from elsewhere has what is not a number", "train --stages sft [ELSEWHERE] --out [DIR]/out", |d| {
+        model(d);
+        poke(d, SHARD, "single_transformer_blocks.1.proj_out.weight", 7, f32::NAN);
+    }),
+    ("an autoencoder's weight is not a number", "train --stages sft [ELSEWHERE] --out [DIR]/out", |d| {
+        model(d);
+        poke(d, "flux/vae/diffusion_pytorch_model.safetensors", "decoder.conv_in.weight", 7, f32::NAN);
+    }),
     ("weights of no FLUX", "inspect [DIR]/run/base", |d| tensors_in(d, BASE, r#"{"conv_in.weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8)),
     ("no weights", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| fs::remove_file(d.join(BASE)).unwrap()),
     ("model dimensions with an unknown key", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| edit(d, "run/base/config.json", "num_layer", json!(3))),
@@ -163,6 +177,7 @@ const CASES: &[Case] = &[
     ("adapter of an unknown module", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| rename(d, SFT, "x_embedder", "x_embeder")),
     ("adapter of a layer that is not adapted", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| rename(d, SFT, "x_embedder", "context_embedder")),
     ("adapter of another width", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| rename(d, SFT, "x_embedder", "single_transformer_blocks.0.proj_mlp")),
+    ("an adapter of another model", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/flux --lora [DIR]/run/base_sft", model),
     ("half an adapter", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| rewrite(d, SFT, |t| drop(t.remove("transformer.x_embedder.lora_B.weight")))),
     ("key that is no LoRA's", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| rename(d, SFT, "x_embedder.lora_A.weight", "x_embedder.lora_down.weight")),
     ("adapter_config.json that is not JSON", "upscale [DIR]/photos/0.png [DIR]/up.png --model [DIR]/run", |d| write(d, "run/base_sft/adapter_config.json", "r = 4")),
@@ -284,6 +299,10 @@ const SMALL: &str = "--set model.dim=16 --set model.heads=2 --set model.axes=[2,
     --set base.steps=1 --set sft.steps=1 --set adversary.steps=1 --set asdpo.steps=1 \
     --set base.warmup=1 --set sft.warmup=1 --set adversary.warmup=1 --set asdpo.warmup=1";
 
+/// The options of a run on the model in [`model`]'s folder.
+const ELSEWHERE: &str = "--set model.base=[DIR]/flux --set data.codec=[DIR]/flux/vae --set data.images=4 --set data.held_out=1 \
+    --set data.image_size=32 --set data.crop=32 --set run.eval_crops=1 --set run.eval_steps=1 --set sft.steps=1 --set sft.warmup=1";
+
 #[test]
 fn every_bad_input_is_refused_in_words() {
     let home = tempfile::tempdir().unwrap();
@@ -335,9 +354,12 @@ fn a_closed_pipe_is_no_error() {
     }
 }
 
-/// Runs the binary in `dir` with a command line in which `[DIR]` and `[SMALL]` stand for what they say.
+/// Runs the binary in `dir` with a command line in which `[DIR]`, `[SMALL]` and `[ELSEWHERE]` stand for what they say.
 fn engine(dir: &Path, line: &str) -> Output {
-    let line = line.replace("[SMALL]", SMALL).replace("[DIR]", dir.to_str().unwrap());
+    let line = line
+        .replace("[SMALL]", SMALL)
+        .replace("[ELSEWHERE]", ELSEWHERE)
+        .replace("[DIR]", dir.to_str().unwrap());
     let mut command = Command::new(env!("CARGO_BIN_EXE_asasr-engine"));
     command.args(line.split_whitespace()).env("COLUMNS", "100").output().unwrap()
 }
@@ -447,6 +469,25 @@ fn encoders(dir: &Path) {
             write(dir, &format!("flux/{part}/{file}"), fs::read(golden).unwrap());
         }
     }
+}
+
+/// `flux`: the transformer of the golden vectors in two shards, and the autoencoder.
+fn model(dir: &Path) {
+    for part in ["transformer", "vae"] {
+        copy(&Path::new("tests/golden/tiny_flux").join(part), &dir.join("flux").join(part));
+    }
+    let at = |name: &str| format!("flux/transformer/{name}");
+    let whole = fs::read(dir.join(at("diffusion_pytorch_model.safetensors"))).unwrap();
+    fs::remove_file(dir.join(at("diffusion_pytorch_model.safetensors"))).unwrap();
+    let mut index = json!({});
+    for (file, single) in [("m-1.safetensors", false), ("m-2.safetensors", true)] {
+        write(dir, &at(file), &whole);
+        rewrite(dir, &at(file), |t| {
+            t.retain(|name, _| name.starts_with("single_") == single);
+            t.keys().for_each(|name| index[name] = file.into());
+        });
+    }
+    write(dir, &at("m.safetensors.index.json"), json!({ "weight_map": index }).to_string());
 }
 
 /// Sets a key of a JSON file.

@@ -16,13 +16,20 @@ const SMALL: &str = "model.dim=16 model.heads=2 model.axes=[2,2,4] model.double=
     base.batch=2 sft.batch=2 adversary.batch=2 asdpo.batch=2 base.warmup=1 sft.warmup=1 adversary.warmup=1 \
     asdpo.warmup=1 base.checkpoint_every=2 sft.checkpoint_every=2";
 
-fn train(out: &Path, resume: bool, disk: Option<u64>) -> Output {
+/// The paper's stages on a model and an autoencoder that diffusers wrote.
+const PAPER: &str = "run.stages=[\"sft\",\"adversary\",\"asdpo\"] model.base=tests/golden/tiny_flux \
+    data.codec=tests/golden/tiny_flux/vae data.images=4 data.held_out=1 data.image_size=64 data.crop=64 run.eval_crops=1 \
+    run.eval_steps=1 run.validation_crops=1 sft.rank=2 adversary.rank=2 asdpo.rank=2 sft.steps=3 adversary.steps=2 \
+    asdpo.steps=3 sft.batch=1 adversary.batch=1 asdpo.batch=1 sft.warmup=1 adversary.warmup=1 asdpo.warmup=1 \
+    sft.checkpoint_every=2 asdpo.checkpoint_every=2";
+
+fn train(options: &str, out: &Path, resume: bool, disk: Option<u64>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_asasr-engine"));
     command.arg("train").arg("--out").arg(out);
     if resume {
         command.arg("--resume");
     } else {
-        command.args(SMALL.split_whitespace().flat_map(|o| ["--set", o]));
+        command.args(options.split_whitespace().flat_map(|o| ["--set", o]));
     }
     command.envs(disk.map(|bytes| ("ASASR_DISK", bytes.to_string())));
     command.output().unwrap()
@@ -38,7 +45,8 @@ fn results(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut folders: Vec<PathBuf> =
         ["base", "base_sft", "adv", "train_dpo", "checkpoints", "samples"].map(|f| run.join(f)).to_vec();
     while let Some(folder) = folders.pop() {
-        for path in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+        // A base from elsewhere is not the run's.
+        for path in fs::read_dir(folder).into_iter().flatten().map(|e| e.unwrap().path()) {
             if path.is_dir() {
                 folders.push(path);
             } else {
@@ -51,16 +59,25 @@ fn results(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 #[test]
 fn a_disk_that_fills_up_stops_the_run_and_breaks_nothing() {
+    fills_up(SMALL);
+}
+
+#[test]
+fn a_disk_that_fills_up_stops_a_run_on_a_model_from_elsewhere() {
+    fills_up(PAPER);
+}
+
+fn fills_up(options: &str) {
     let dir = tempfile::tempdir().unwrap();
     let whole = dir.path().join("whole");
-    let out = train(&whole, false, None);
+    let out = train(options, &whole, false, None);
     assert!(out.status.success(), "{}", said(&out));
     let wanted = results(&whole);
     let (mut stopped, mut bytes) = (0, 200);
     // Room for ever more, from nothing at all to everything.
     loop {
         let run = dir.path().join(format!("room-for-{bytes}"));
-        let out = train(&run, false, Some(bytes));
+        let out = train(options, &run, false, Some(bytes));
         if out.status.success() {
             break;
         }
@@ -69,7 +86,7 @@ fn a_disk_that_fills_up_stops_the_run_and_breaks_nothing() {
         assert_eq!(out.status.code(), Some(1), "{text}");
         assert!(text.contains("No space left on device") && text.contains(run.to_str().unwrap()), "{text}");
         assert!(!text.contains("panicked"), "{text}");
-        let out = train(&run, run.join("config.toml").exists(), None);
+        let out = train(options, &run, run.join("config.toml").exists(), None);
         assert!(out.status.success(), "{}", said(&out));
         assert!(results(&run) == wanted, "room for {bytes} bytes: resumed, the results differ");
         bytes *= 3;
@@ -103,7 +120,7 @@ impl Drop for Mount {
 fn a_small_file_system_is_refused_before_training() {
     let dir = tempfile::tempdir().unwrap();
     let Some(mount) = Mount::new(&dir.path().join("small"), "size=4m") else { return };
-    let out = train(&mount.0.join("run"), false, None);
+    let out = train(SMALL, &mount.0.join("run"), false, None);
     let text = said(&out);
     assert_eq!(out.status.code(), Some(1), "{text}");
     assert!(text.contains("this run needs") && text.contains("MiB are free"), "{text}");
@@ -114,7 +131,7 @@ fn a_small_file_system_is_refused_before_training() {
 fn a_read_only_file_system_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let Some(mount) = Mount::new(&dir.path().join("locked"), "size=64m,ro") else { return };
-    let out = train(&mount.0.join("run"), false, None);
+    let out = train(SMALL, &mount.0.join("run"), false, None);
     let text = said(&out);
     assert_eq!(out.status.code(), Some(1), "{text}");
     assert!(text.contains("Read-only file system") && text.contains("locked/run"), "{text}");

@@ -322,7 +322,7 @@ mod tests {
 
     fn sample(need: u64, counts: &[(&str, u64)]) -> Sample {
         let counts = counts.iter().map(|&(name, n)| (name.to_owned(), n)).collect();
-        let need = Need { launches: 1, bytes: need, mma_flops: 1000 };
+        let need = Need { launches: 1, bytes: need, mma_flops: 1000, ..Need::default() };
         Sample { at: format!("{need:?}"), need, counts }
     }
     fn words(samples: Vec<Sample>) -> Vec<Option<&'static str>> {

@@ -1,15 +1,17 @@
 //! Compiles every CUDA source for the architectures named (`sm_80 sm_90` if none is, those of every GPU since Ampere with
 //! `--all`) and prints what each kernel uses: registers, spills, shared memory, and how full a multiprocessor it leaves.
 //! Then runs the ops' cases on the emulator and prints what each kernel did beside what it needed: bytes, products, bank
-//! conflicts; and what adapters add to a layer of FLUX's width. `--json FILE` writes all of it. Fails where a kernel
-//! spills, breaks its launch bounds, exceeds a limit without a reason in its heading or is run by nothing, where adapters
-//! add more than they may, and where there is no NVRTC or no emulator.
+//! conflicts; what adapters add to a layer of FLUX's width; and how the kernels are launched by all stages of FLUX.1-dev at
+//! 512 pixels and by its autoencoder. `--json FILE` writes all of it. Fails where a kernel spills, breaks its launch bounds,
+//! exceeds a limit without a reason in its heading or is run by nothing, where adapters add more than they may, where a
+//! launch at full size could not be, and where there is no NVRTC or no emulator.
 //!
 //! Needs no GPU. `cargo run --release --example kernel_report -- sm_89`
 
 mod adapters;
 mod counters;
 mod direct;
+mod full;
 
 use asasr_engine::engine::{Device, jit::Jit, kernels, nvrtc::Nvrtc};
 use serde_json::{Value, json};
@@ -39,6 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (major, minor) = jit.nvrtc().version();
     println!("NVRTC {major}.{minor}, {}", jit.nvrtc().path().display());
     let (mut rows, mut faulty) = (Vec::new(), Vec::new());
+    let mut compiled = Vec::new();
     for arch in &archs {
         println!(
             "\n{arch:<30} {:>7} {:>9} {:>6} {:>8} {:>8} {:>9} {:>9}",
@@ -74,6 +77,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     row.extend(more);
                 }
                 rows.push(row);
+                compiled.push((arch.as_str(), kernel));
             }
         }
     }
@@ -83,8 +87,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     faulty.extend(exceeding);
     let (adapters, exceeding) = adapters::report(&device)?;
     faulty.extend(exceeding);
+    let (full, exceeding) = full::report(&compiled)?;
+    faulty.extend(exceeding);
     if let Some(path) = json {
-        let all = json!({ "nvrtc": format!("{major}.{minor}"), "kernels": rows, "counters": counted, "adapters": adapters });
+        let all = json!({
+            "nvrtc": format!("{major}.{minor}"), "kernels": rows, "counters": counted, "adapters": adapters, "full": full,
+        });
         std::fs::write(&path, serde_json::to_vec_pretty(&all)?)
             .map_err(|e| format!("{}: {e}", path.display()))?;
     }

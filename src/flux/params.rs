@@ -20,7 +20,7 @@ pub struct Weights {
 
 impl Weights {
     /// Frozen weights for passes whose activations are of `activations`, in which their matrices are already.
-    pub(super) fn of(tensors: Vec<(String, Tensor)>, activations: DType) -> Self {
+    pub(crate) fn of(tensors: Vec<(String, Tensor)>, activations: DType) -> Self {
         let map = tensors.into_iter().map(|(name, tensor)| (name, (tensor, None))).collect();
         Self { map: Arc::new(map), activations, levels: Levels::Sinusoid }
     }

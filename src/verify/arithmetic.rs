@@ -63,6 +63,14 @@ impl<'r> Run<'r> {
         })
     }
 
+    /// Frozen weights, their matrices as a model that is published has them.
+    pub fn published(&self, weights: Weights) -> Result<Weights> {
+        match self.arithmetic {
+            Engine(_) => Ok(weights),
+            Naive(_) => rounded_matrices(&weights, self.device),
+        }
+    }
+
     /// The values of a weight that is trained.
     pub fn trained(&self, mut values: Vec<f32>) -> Vec<f32> {
         if let Naive(_) = self.arithmetic {
@@ -96,11 +104,7 @@ impl Model {
     pub fn open(f: &Fixture, run: &Run) -> Result<Self> {
         let base = BaseModel::open(f.model_dir())?;
         let (config, weights) = (base.config().clone(), base.load(run.device, DType::F32, &mut |_, _| ())?);
-        let weights = match run.arithmetic {
-            Engine(_) => weights,
-            Naive(_) => rounded_matrices(&weights, run.device)?,
-        };
-        Self::of(config, weights, run)
+        Self::of(config, run.published(weights)?, run)
     }
 
     /// With these weights.

@@ -127,7 +127,6 @@ pub(super) fn conditioned(f: &mut Fixture, run: &Run) -> Result<()> {
     let names: Vec<String> =
         f.value("/lora")?.as_object().map(|o| o.keys().cloned().collect()).unwrap_or_default();
     let files = names.iter().map(|n| f.adapter(n, device)).collect::<Result<Vec<_>>>()?;
-    let target = f.tensor("in.target", device)?;
     let trained: Vec<usize> = (0..names.len())
         .filter(|&i| f.names().iter().any(|n| n.starts_with(&format!("grad.{}.", names[i]))))
         .collect();
@@ -162,21 +161,7 @@ pub(super) fn conditioned(f: &mut Fixture, run: &Run) -> Result<()> {
                 Adapter::trainable(&names[i], scale, params)
             })
             .collect::<Result<Vec<_>>>()?;
-        let flux = model.flux(&adapters);
-        let tape = model.on(Tape::new(params.leaves()));
-        let img = tape.input(f.tensor("in.hidden_states", device)?);
-        let cond = tape.input(f.tensor("in.condition", device)?);
-        let set = (0..adapters.len()).collect();
-        let inputs = cond_inputs(f, config, device, set, Some((img.clone(), cond.clone())))?;
-        let v = flux.forward(&tape, &inputs)?;
-        let loss = mse(&tape, &v, &target)?;
-        f.check_mse("out.loss", &loss.value().values()?, v.value(), &of_trained, &target)?;
-        tape.backward(&loss, None)?;
-        for (name, var) in [("grad.hidden_states", &img), ("grad.condition", &cond)] {
-            let g = tape.grad(var).ok_or_else(|| f.error(format!("{name}: no gradient arrived")))?;
-            f.check(name, &g.values()?)?;
-        }
-        params.take_back(tape.into_leaves())
+        policy_pass(f, run, &model, &adapters, &of_trained, params)
     })?;
     for name in f.names() {
         let Some(rest) = name.strip_prefix("grad.").filter(|r| r.contains(".transformer.")) else { continue };
@@ -187,7 +172,37 @@ pub(super) fn conditioned(f: &mut Fixture, run: &Run) -> Result<()> {
     Ok(())
 }
 
-fn cond_inputs(
+/// A pass of all `adapters`, whose velocity is recorded as `recorded`: the loss and the gradients of image and condition are
+/// compared, those of `params` are left there.
+pub(super) fn policy_pass(
+    f: &mut Fixture,
+    run: &Run,
+    model: &Model,
+    adapters: &[Adapter],
+    recorded: &str,
+    params: &mut ParamSet,
+) -> Result<()> {
+    let device = run.device;
+    let target = f.tensor("in.target", device)?;
+    let (flux, tape) = (model.flux(adapters), model.on(Tape::new(params.leaves())));
+    let img = tape.input(f.tensor("in.hidden_states", device)?);
+    let cond = tape.input(f.tensor("in.condition", device)?);
+    let set = (0..adapters.len()).collect();
+    let inputs = cond_inputs(f, &model.config, device, set, Some((img.clone(), cond.clone())))?;
+    let v = flux.forward(&tape, &inputs)?;
+    let loss = mse(&tape, &v, &target)?;
+    f.check_mse("out.loss", &loss.value().values()?, v.value(), recorded, &target)?;
+    tape.backward(&loss, None)?;
+    for (name, var) in [("grad.hidden_states", &img), ("grad.condition", &cond)] {
+        let g = tape.grad(var).ok_or_else(|| f.error(format!("{name}: no gradient arrived")))?;
+        f.check(name, &g.values()?)?;
+    }
+    params.take_back(tape.into_leaves())
+}
+
+/// A training step's inputs, with the adapters of `set` on every sample; `leaves` are the image and the condition where
+/// they are not constant.
+pub(super) fn cond_inputs(
     f: &Fixture,
     config: &FluxConfig,
     device: &Device,

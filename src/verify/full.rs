@@ -1,24 +1,27 @@
-//! `full_blocks`: diffusers' forward and backward at FLUX.1-dev's real width, one block of each kind.
+//! FLUX.1-dev's real width, forward and backward: `full_blocks`, diffusers' own pass with one block of each kind, and
+//! `full_cond`, a condition with one adapter frozen and another trained on it.
 //!
 //! The weights are too many to keep, so both sides draw them from a counter: a weight's stream is its place among the
-//! names in order. Of each weight's gradient the recorder has some entries, evenly spaced, and the 2-norm.
+//! names in order, adapters' factors come after all weights. Of each gradient of a weight or a factor the recorder has some
+//! entries, evenly spaced, and the 2-norm.
 
-use super::arithmetic::Run;
+use super::arithmetic::{Model, Run};
 use super::fixture::Fixture;
-use super::flux;
+use super::flux::{cond_inputs, plain_pass, policy_pass};
 use crate::Result;
-use crate::autograd::Leaves;
-use crate::engine::{Philox, Tensor};
+use crate::autograd::{Leaves, Tape};
+use crate::engine::{DType, Philox, Tensor};
 use crate::flux::config::FluxConfig;
-use crate::flux::params::Weights;
+use crate::flux::lora::{AdapterFile, LoraModule};
+use crate::flux::params::{Adapter, Weights, adapter_params};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// Values that one thread draws at a time: whole blocks of the counter.
 const PIECE: usize = 1 << 16;
 
-pub(super) fn replay(f: &mut Fixture, run: &Run) -> Result<()> {
-    let config = FluxConfig::parse(&f.value("/transformer")?.to_string()).map_err(|e| f.error(e))?;
-    let (seed, probes) = (f.number("/seed")? as u64, f.number("/probes")? as usize);
+pub(super) fn blocks(f: &mut Fixture, run: &Run) -> Result<()> {
+    let (config, seed) = (config(f)?, f.number("/seed")? as u64);
     let mut parameters = config.parameters();
     parameters.sort();
     let (mut weights, mut grads) = (Vec::new(), Vec::new());
@@ -28,15 +31,68 @@ pub(super) fn replay(f: &mut Fixture, run: &Run) -> Result<()> {
         grads.push(Tensor::empty(run.device, shape)?);
     }
     let leaves = Leaves::into_buffers(grads, false);
-    let leaves = flux::plain_pass(f, run, config, Weights::leaves(weights), leaves)?;
-    for ((name, _), grad) in parameters.iter().zip(leaves.buffers(parameters.len())?) {
-        let grad = grad.values()?;
-        let spread = |j: usize| grad[j * (grad.len() - 1) / (probes - 1).max(1)];
-        f.check(&format!("grad.weights.{name}"), &(0..probes).map(spread).collect::<Vec<_>>())?;
-        let norm = grad.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-        f.check_f64(&format!("norm.weights.{name}"), &[norm])?;
+    let leaves = plain_pass(f, run, config, Weights::leaves(weights), leaves)?;
+    let grads = leaves.buffers(parameters.len())?;
+    parameters.iter().zip(grads).try_for_each(|((name, _), grad)| check(f, "weights", name, &grad.values()?))
+}
+
+/// The policy's pass of a preference step, and the reference's and the base's velocities.
+pub(super) fn conditioned(f: &mut Fixture, run: &Run) -> Result<()> {
+    let (frozen, trained) = ("base_sft", "train_dpo");
+    let (config, seed, device) = (config(f)?, f.number("/seed")? as u64, run.device);
+    let draw = |stream: usize, name: &str, shape: &[usize]| {
+        Tensor::from_slice(device, shape, &drawn(name, shape, Philox::new(seed, stream as u64)))
+    };
+    let mut parameters = config.parameters();
+    parameters.sort();
+    let weights =
+        parameters.iter().enumerate().map(|(i, (name, shape))| Ok((name.clone(), draw(i, name, shape)?)));
+    let weights = run.published(Weights::of(weights.collect::<Result<_>>()?, DType::F32))?;
+    let mut targets = config.lora_targets();
+    targets.sort();
+    let adapter = |i: usize, name: &str| {
+        let number = |key: &str| f.number(&format!("/lora/{name}/{key}"));
+        let (r, alpha) = (number("r")? as usize, number("lora_alpha")? as f32);
+        let first = parameters.len() + 2 * i * targets.len();
+        let module = |(j, (module, width, out)): (usize, &(String, usize, usize))| {
+            let half = |k: usize, shape: [usize; 2]| draw(first + 2 * j + k, module, &shape);
+            Ok((module.clone(), LoraModule { a: half(0, [r, *width])?, b: half(1, [*out, r])?, alpha }))
+        };
+        let modules = targets.iter().enumerate().map(module).collect::<Result<_>>()?;
+        Ok(AdapterFile { name: name.to_owned(), modules, lq_resize: None, metadata: BTreeMap::new() })
+    };
+    let (base_sft, train_dpo) = (adapter(0, frozen)?, adapter(1, trained)?);
+    let model = Model::of(config, weights, run)?;
+    let both = [run.frozen(&base_sft, 1.0)?, run.frozen(&train_dpo, 1.0)?];
+    for (name, set) in [("out.none", vec![]), ("out.sft", vec![0]), ("out.sft_dpo", vec![0, 1])] {
+        let inputs = cond_inputs(f, &model.config, device, set, None)?;
+        let v = model.flux(&both).forward(&model.on(Tape::no_grad()), &inputs)?;
+        f.check(name, &v.value().values()?)?;
+    }
+    let mut params = adapter_params(device, &[&train_dpo])?;
+    run.train(&mut params, |params| {
+        let scale = train_dpo.modules.values().next().map_or(1.0, LoraModule::scaling);
+        let policy = [both[0].clone(), Adapter::trainable(trained, scale, params)?];
+        policy_pass(f, run, &model, &policy, "out.sft_dpo", params)
+    })?;
+    for (i, name) in params.names().iter().enumerate() {
+        let name = name.replacen("train_dpo.", "transformer.", 1);
+        check(f, trained, &name, &params.grad(i).values()?)?;
     }
     Ok(())
+}
+
+fn config(f: &Fixture) -> Result<FluxConfig> {
+    FluxConfig::parse(&f.value("/transformer")?.to_string()).map_err(|e| f.error(e))
+}
+
+/// Compares what is recorded of the gradient `grad` of `of`'s `name`.
+fn check(f: &mut Fixture, of: &str, name: &str, grad: &[f32]) -> Result<()> {
+    let probes = f.number("/probes")? as usize;
+    let spread = |j: usize| grad[j * (grad.len() - 1) / (probes - 1).max(1)];
+    f.check(&format!("grad.{of}.{name}"), &(0..probes).map(spread).collect::<Vec<_>>())?;
+    let norm = grad.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+    f.check_f64(&format!("norm.{of}.{name}"), &[norm])
 }
 
 /// A weight, uniform: a matrix keeps the variance of what it multiplies, a bias is small, a norm's weight near 1.

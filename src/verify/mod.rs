@@ -30,10 +30,11 @@ use std::path::Path;
 type Replay = fn(&mut Fixture, &Run) -> Result<()>;
 
 /// What can be replayed: stem, whether the model is in it, which may compute in bf16, and how.
-const REPLAYS: [(&str, bool, Replay); 14] = [
+const REPLAYS: [(&str, bool, Replay); 15] = [
     ("flux_tiny", true, flux::plain),
     ("flux_cond", true, flux::conditioned),
-    ("full_blocks", true, full::replay),
+    ("full_blocks", true, full::blocks),
+    ("full_cond", true, full::conditioned),
     ("sobolev", false, sobolev::replay),
     ("asdpo_step", true, steps::asdpo),
     ("adversary_step", true, steps::adversary),

@@ -121,28 +121,33 @@ def compute(dtype):
     return {name: t.detach().double() for name, t in made.items()}
 
 
-def main():
-    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    args.add_argument("out", type=Path)
-    out = args.parse_args().out
+def record(out, stem, config, given, single, double):
+    """Writes `stem`: what is given and what float64 makes of it, with tolerances by what float32 is off."""
     out.mkdir(parents=True, exist_ok=True)
-    single, double = compute(torch.float32), compute(torch.float64)
-    tensors = {name: {"shape": list(t.shape), "kind": "input"} for name, t in given().items()}
+    tensors = {name: {"shape": list(t.shape), "kind": "input"} for name, t in given.items()}
     for name, exact in double.items():
         off, most = single[name] - exact, exact.abs().max().item()
-        gap = {"max_abs": off.abs().max().item(), "rel_l2": (off.norm() / exact.norm()).item()}
+        size = exact.norm().item()
+        gap = {"max_abs": off.abs().max().item(), "rel_l2": off.norm().item() / size if size > 0 else 0.0}
         tolerance = {"max_abs": max(20 * gap["max_abs"], 2e-6 * most), "rel_l2": max(20 * gap["rel_l2"], 2e-6)}
         rounded = lambda d: {key: float(f"{value:.4g}") for key, value in d.items()}
         kind = "grad" if name.startswith("grad.") else "output"
         tensors[name] = {"shape": list(exact.shape), "kind": kind}
         tensors[name] |= {"f32_vs_f64": rounded(gap | {"max_value": most}), "tolerance": rounded(tolerance)}
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "numpy": np.__version__}
-    config = {"transformer": CONFIG, "seed": SEED, "probes": PROBES}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in tensors.items())
-    head = json.dumps({"versions": versions, "config": config}, indent=1)[:-2]
-    (out / "full_blocks.json").write_text(f'{head},\n "tensors": {{\n{lines}\n }}\n}}\n')
-    values = given() | {name: t.float().contiguous() for name, t in double.items()}
-    save_file(values, out / "full_blocks.safetensors")
+    head = json.dumps({"versions": versions, "config": config | {"seed": SEED, "probes": PROBES}}, indent=1)[:-2]
+    (out / f"{stem}.json").write_text(f'{head},\n "tensors": {{\n{lines}\n }}\n}}\n')
+    values = given | {name: t.float().contiguous() for name, t in double.items()}
+    save_file(values, out / f"{stem}.safetensors")
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    args.add_argument("out", type=Path)
+    out = args.parse_args().out
+    single, double = compute(torch.float32), compute(torch.float64)
+    record(out, "full_blocks", {"transformer": CONFIG}, given(), single, double)
 
 
 if __name__ == "__main__":

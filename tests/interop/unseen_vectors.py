@@ -71,9 +71,9 @@ class World:
             return self.normal(*shape) / math.sqrt(shape[1])
         return (1 if ".norm_" in name and "linear" not in name else 0) + 0.2 * self.normal(*shape)
 
-    def adapter(self, rank):
-        d, factors = self.dim, {}
-        adapted = {"x_embedder": (self.channels, d)}
+    def targets(self):
+        """Input and output widths of what adapters act on."""
+        d, adapted = self.dim, {"x_embedder": (self.channels, self.dim)}
         for b in range(self.double):
             at = f"transformer_blocks.{b}."
             adapted |= {at + n: (d, d) for n in (*TARGETS, "attn.to_out.0")}
@@ -82,7 +82,11 @@ class World:
             at = f"single_transformer_blocks.{b}."
             adapted |= {at + n: (d, d) for n in TARGETS}
             adapted |= {at + "norm.linear": (d, 3 * d), at + "proj_mlp": (d, 4 * d), at + "proj_out": (5 * d, d)}
-        for name, (i, o) in adapted.items():
+        return adapted
+
+    def adapter(self, rank):
+        factors = {}
+        for name, (i, o) in self.targets().items():
             factors[f"transformer.{name}.lora_A.weight"] = self.normal(rank, i) / math.sqrt(i)
             factors[f"transformer.{name}.lora_B.weight"] = 0.3 * self.normal(o, rank)
         return factors

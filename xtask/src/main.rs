@@ -31,7 +31,7 @@ enum Command {
     Mutate,
     /// Kill a training run at random moments, resume it, and want the files of an undisturbed one
     Soak {
-        /// Kills in all
+        /// Kills of each kind of run
         #[arg(long, default_value_t = 20)]
         kill: usize,
         /// Which moments
@@ -45,7 +45,8 @@ enum Command {
         cases: u32,
     },
     /// Compile every CUDA source with NVRTC and print what each kernel uses; run it on the emulator and print what it
-    /// does beside what it needs; fail where one spills registers, breaks its launch bounds or exceeds a limit
+    /// does beside what it needs; and how a training step of FLUX.1-dev launches each; fail where one spills registers,
+    /// breaks its launch bounds or exceeds a limit
     ///
     /// The limits: 1.15 times the bytes it must move, bank conflicts in 1 % of its accesses to shared memory, matrix
     /// products within 2 % of those of whole tiles. A reason in the kernel's heading excuses the first two.

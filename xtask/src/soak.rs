@@ -1,9 +1,9 @@
 //! Kills a training run again and again and wants its files to be, in the end, those of a run that nobody disturbed.
 //!
 //! A kill comes at a random time, or at a random point of writing a file (before and after fsync, rename and the
-//! manifest; the feature `faults` of the engine). Once per soak Ctrl-C comes instead, which must save and exit with 130.
+//! manifest; the feature `faults` of the engine). Once per kind of run Ctrl-C comes instead, which must save and exit with 130.
 
-use crate::checks::{faulty_binary, target};
+use crate::checks::{faulty_binary, root, target};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,47 +11,106 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// A run of all stages in a few seconds, with every option that adds to the state.
-const OPTIONS: &[&str] = &[
-    "base.steps=14",
-    "base.warmup=1",
-    "base.checkpoint_every=5",
-    "base.validate_every=5",
-    "sft.steps=10",
-    "sft.warmup=1",
-    "sft.checkpoint_every=3",
-    "sft.ema=0.9",
-    "adversary.steps=10",
-    "adversary.warmup=1",
-    "adversary.checkpoint_every=3",
-    "asdpo.steps=10",
-    "asdpo.warmup=1",
-    "asdpo.checkpoint_every=3",
-    "asdpo.validate_every=4",
-    "asdpo.accumulation=2",
-    "asdpo.auto_beta=0.2",
-    "asdpo.anchor=0.1",
-    "asdpo.sft_mix=0.1",
-    "run.keep_every=8",
-    "run.eval_crops=2",
-    "run.eval_steps=2",
-    "run.validation_crops=2",
-    "data.images=12",
-    "data.held_out=4",
+/// A run of a few seconds, with every option that adds to the state.
+struct Kind {
+    name: &'static str,
+    preset: &'static str,
+    options: &'static [&'static str],
+}
+
+const KINDS: [Kind; 2] = [
+    Kind {
+        name: "all stages of a model of its own",
+        preset: "tiny",
+        options: &[
+            "base.steps=14",
+            "base.warmup=1",
+            "base.checkpoint_every=5",
+            "base.validate_every=5",
+            "sft.steps=10",
+            "sft.warmup=1",
+            "sft.checkpoint_every=3",
+            "sft.ema=0.9",
+            "adversary.steps=10",
+            "adversary.warmup=1",
+            "adversary.checkpoint_every=3",
+            "asdpo.steps=10",
+            "asdpo.warmup=1",
+            "asdpo.checkpoint_every=3",
+            "asdpo.validate_every=4",
+            "asdpo.accumulation=2",
+            "asdpo.auto_beta=0.2",
+            "asdpo.anchor=0.1",
+            "asdpo.sft_mix=0.1",
+            "run.keep_every=8",
+            "run.eval_crops=2",
+            "run.eval_steps=2",
+            "run.validation_crops=2",
+            "data.images=12",
+            "data.held_out=4",
+        ],
+    },
+    Kind {
+        name: "the paper's stages on a model and an autoencoder that diffusers wrote",
+        preset: "paper-asdpo",
+        options: &[
+            "run.stages=[\"sft\",\"adversary\",\"asdpo\"]",
+            "run.precision=f32",
+            "run.eval_crops=1",
+            "run.eval_steps=2",
+            "run.validation_crops=1",
+            "run.keep_every=8",
+            "model.base=tests/golden/tiny_flux",
+            "data.codec=tests/golden/tiny_flux/vae",
+            "data.source=dead-leaves",
+            "data.images=6",
+            "data.held_out=2",
+            "data.image_size=64",
+            "data.crop=64",
+            "data.pool=8",
+            "sft.steps=24",
+            "sft.warmup=1",
+            "sft.checkpoint_every=7",
+            "sft.batch=2",
+            "sft.accumulation=2",
+            "sft.rank=5",
+            "adversary.steps=24",
+            "adversary.warmup=1",
+            "adversary.checkpoint_every=7",
+            "adversary.batch=2",
+            "adversary.accumulation=1",
+            "asdpo.steps=24",
+            "asdpo.warmup=1",
+            "asdpo.checkpoint_every=7",
+            "asdpo.validate_every=9",
+            "asdpo.batch=1",
+            "asdpo.accumulation=2",
+        ],
+    },
 ];
 /// Fields that say how long something took, or how much memory.
 const TIMING: [&str; 6] = ["seconds", "samples_per_s", "time", "wall_s", "peak_rss_mb", "sessions"];
 /// Points of writing among which one is drawn; a run has a few more.
 const POINTS: u64 = 60;
 
+/// So many kills of each kind of run.
 pub fn run(kills: usize, seed: u64) -> Result<(), String> {
     let binary = faulty_binary()?;
     let dir = target().join("xtask-soak");
     let _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    for (i, kind) in KINDS.iter().enumerate() {
+        println!("{}:", kind.name);
+        let dir = dir.join(i.to_string());
+        fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+        soak(&binary, kind, &dir, kills, seed).map_err(|why| format!("{}: {why}", kind.name))?;
+    }
+    fs::remove_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))
+}
+
+fn soak(binary: &Path, kind: &Kind, dir: &Path, kills: usize, seed: u64) -> Result<(), String> {
     let reference = dir.join("undisturbed");
     let begun = Instant::now();
-    let status = wait(start(&binary, &reference, None)?)?;
+    let status = wait(start(binary, kind, &reference, None)?)?;
     if !status.success() {
         return Err(format!("the undisturbed run ended with {status}"));
     }
@@ -60,14 +119,14 @@ pub fn run(kills: usize, seed: u64) -> Result<(), String> {
     let wanted = files(&reference)?;
     let mut draws = Draws(seed | 1);
     let (mut killed, mut runs) = (0, 0);
-    interrupted(&binary, &dir.join("interrupted"), whole)?;
+    interrupted(binary, kind, &dir.join("interrupted"), whole)?;
     compare(&dir.join("interrupted"), &wanted)?;
     while killed < kills {
         runs += 1;
         let out = dir.join(format!("run-{runs}"));
         while killed < kills {
             let point = draws.next().is_multiple_of(2).then(|| 1 + draws.next() % POINTS);
-            let mut child = start(&binary, &out, point)?;
+            let mut child = start(binary, kind, &out, point)?;
             if point.is_none() {
                 let after = whole.mul_f64(0.05 + 0.75 * draws.unit());
                 let begun = Instant::now();
@@ -83,7 +142,7 @@ pub fn run(kills: usize, seed: u64) -> Result<(), String> {
             let how = point.map_or("at a random time".to_owned(), |n| format!("at writing point {n}"));
             println!("kill {killed:>3}, run {runs}: {how:<22} {}", place(&out));
         }
-        let status = wait(start(&binary, &out, None)?)?;
+        let status = wait(start(binary, kind, &out, None)?)?;
         if !status.success() {
             return Err(format!("{}: the last resume ended with {status}", out.display()));
         }
@@ -91,17 +150,17 @@ pub fn run(kills: usize, seed: u64) -> Result<(), String> {
         println!("run {runs}: {} files as if undisturbed", wanted.len());
     }
     println!("{killed} kills in {runs} runs, and Ctrl-C once: the same bytes every time");
-    fs::remove_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))
+    Ok(())
 }
 
 /// Starts the run in `out`, or resumes what is there; it dies at writing point `point`.
-fn start(binary: &Path, out: &Path, point: Option<u64>) -> Result<Child, String> {
+fn start(binary: &Path, kind: &Kind, out: &Path, point: Option<u64>) -> Result<Child, String> {
     let mut command = Command::new(binary);
-    command.arg("train").arg("--out").arg(out);
+    command.current_dir(root()).arg("train").arg("--out").arg(out);
     if out.join("config.toml").exists() {
         command.arg("--resume");
     } else {
-        command.args(["--preset", "tiny"]).args(OPTIONS.iter().flat_map(|o| ["--set", o]));
+        command.args(["--preset", kind.preset]).args(kind.options.iter().flat_map(|o| ["--set", o]));
     }
     command.envs(point.map(|n| ("ASASR_KILL", n.to_string())));
     command.stdout(Stdio::null());
@@ -113,8 +172,8 @@ fn wait(mut child: Child) -> Result<ExitStatus, String> {
 }
 
 /// Ctrl-C in the middle: the run must save and exit with 130; then it is resumed to its end.
-fn interrupted(binary: &Path, out: &Path, whole: Duration) -> Result<(), String> {
-    let child = start(binary, out, None)?;
+fn interrupted(binary: &Path, kind: &Kind, out: &Path, whole: Duration) -> Result<(), String> {
+    let child = start(binary, kind, out, None)?;
     std::thread::sleep(whole / 2);
     let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     sent.map_err(|e| format!("kill cannot be started: {e}"))?;
@@ -123,7 +182,7 @@ fn interrupted(binary: &Path, out: &Path, whole: Duration) -> Result<(), String>
         return Err(format!("after Ctrl-C the run ended with {status}, wanted exit code 130"));
     }
     println!("Ctrl-C: exit code 130, {}", place(out));
-    let status = wait(start(binary, out, None)?)?;
+    let status = wait(start(binary, kind, out, None)?)?;
     if status.success() { Ok(()) } else { Err(format!("resumed after Ctrl-C it ended with {status}")) }
 }
 

@@ -145,6 +145,7 @@ impl Graph {
         let gpu = self.gpu();
         gpu.outside_capture("replaying a graph", "capture its work itself")?;
         if gpu.meta {
+            self.enter();
             return Ok(());
         }
         gpu.bind()?;
@@ -152,13 +153,18 @@ impl Graph {
         // SAFETY: graph and stream are alive, and so is every block that the graph touches.
         unsafe { result::graph::launch(self.exec, gpu.stream.cu_stream()) }
             .map_err(|e| gpu.error(&doing(), e))?;
-        if let Some(ledger) = lock(&gpu.ledger).as_mut() {
-            merge(ledger, &self.needs);
-        }
+        self.enter();
         if gpu.synchronous {
             gpu.stream.synchronize().map_err(|e| gpu.error(&doing(), e))?;
         }
         Ok(())
+    }
+
+    /// Enters its launches into the ledger.
+    fn enter(&self) {
+        if let Some(ledger) = lock(&self.gpu().ledger).as_mut() {
+            merge(ledger, &self.needs);
+        }
     }
 
     fn gpu(&self) -> &Gpu {

@@ -170,6 +170,7 @@ impl Launch<'_> {
             return Err(Error::cuda(&format!("launching {}", kernel.name), why));
         }
         if self.gpu.meta {
+            self.enter();
             return Ok(());
         }
         self.gpu.bind()?;
@@ -193,13 +194,20 @@ impl Launch<'_> {
         };
         let doing = || format!("{} over {:?}×{}", kernel.name, self.grid, self.block);
         launched.map_err(|e| self.gpu.error(&doing(), e))?;
-        if let Some(ledger) = lock(&self.gpu.ledger).as_mut() {
-            ledger.entry(kernel.name.clone()).or_default().add(&self.need);
-        }
+        self.enter();
         if self.gpu.synchronous && !self.gpu.recording() {
             self.gpu.stream.synchronize().map_err(|e| self.gpu.error(&doing(), e))?;
         }
         Ok(())
+    }
+
+    /// Enters it into the ledger.
+    fn enter(&self) {
+        if let Some(ledger) = lock(&self.gpu.ledger).as_mut() {
+            let blocks = self.grid.iter().map(|&n| u64::from(n)).product();
+            let need = Need { blocks, threads: self.block, shared: self.shared, ..self.need };
+            ledger.entry(self.kernel.name.clone()).or_default().add(&need);
+        }
     }
 
     /// A kernel must be told before it gets more than 48 KiB of shared memory.

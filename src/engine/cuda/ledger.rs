@@ -1,5 +1,5 @@
 //! What launches must at least move and multiply, summed by kernel, for the kernel report to compare with what the
-//! emulator counts. Off until it is asked for.
+//! emulator counts, and how large they are. Off until it is asked for.
 
 use super::{Gpu, lock};
 use std::collections::BTreeMap;
@@ -13,6 +13,12 @@ pub struct Need {
     pub bytes: u64,
     /// FLOPs on tensor cores: 2·m·n·k, each extent rounded up to the kernel's tile.
     pub mma_flops: u64,
+    /// The most blocks of a launch.
+    pub blocks: u64,
+    /// The most threads of a block.
+    pub threads: u32,
+    /// The most bytes of dynamic shared memory of a block.
+    pub shared: u32,
 }
 
 impl Need {
@@ -20,6 +26,9 @@ impl Need {
         self.launches += more.launches;
         self.bytes += more.bytes;
         self.mma_flops += more.mma_flops;
+        self.blocks = self.blocks.max(more.blocks);
+        self.threads = self.threads.max(more.threads);
+        self.shared = self.shared.max(more.shared);
     }
 }
 

@@ -71,7 +71,8 @@ pub struct Gpu {
     plans: Mutex<fft::Plans>,
     /// Uploaded once, by name: see [`Gpu::constant`].
     constants: Mutex<HashMap<String, u64>>,
-    ledger: Mutex<ledger::Ledger>,
+    /// One for a device and those that stand for it.
+    ledger: Arc<Mutex<ledger::Ledger>>,
     stream: Arc<CudaStream>,
     /// Brings what the next step needs while the compute stream is at this one.
     copies: Arc<CudaStream>,
@@ -125,17 +126,18 @@ impl Gpu {
             modules: Mutex::default(),
             plans: Mutex::default(),
             constants: Mutex::default(),
-            ledger: Mutex::default(),
+            ledger: Arc::default(),
             synchronous: std::env::var_os("ASASR_CUDA_SYNC").is_some(),
             meta: false,
             exact: driver == Driver::Emulator,
         })
     }
 
-    /// The same device, computing nothing.
+    /// The same device, computing nothing. What it is asked to launch is in the ledger of both.
     pub(super) fn meta(&self) -> Result<Self> {
         let mut gpu = Self::open(self.driver, self.properties.ordinal)?;
         (gpu.meta, gpu.exact) = (true, self.exact);
+        gpu.ledger = self.ledger.clone();
         Ok(gpu)
     }
 

@@ -21,7 +21,7 @@ pub mod pil;
 pub mod resize;
 pub mod source;
 
-pub use batch::{Batch, EvalPair, Sample, Sampler};
+pub use batch::{Batch, EvalPair, Plane, Sample, Sampler};
 pub use codec::{Codec, HaarCodec, Latents};
 pub use dead_leaves::{DeadLeaves, dead_leaves};
 pub use degrade::{Degradation, Light, RealEsrgan, Strengths, bad_upscale, gaussian_blur};

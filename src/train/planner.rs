@@ -29,13 +29,15 @@ pub struct StageMemory {
     pub recompute: bool,
     /// The frozen base.
     pub weights: usize,
+    /// The codec's weights, where it is a network.
+    pub codec: usize,
     /// Frozen adapters.
     pub adapters: usize,
     /// Trained parameters, their gradients, AdamW's moments, the running average.
     pub optimizer: usize,
     /// What is kept from forward to backward.
     pub activations: usize,
-    /// The rest: batches on their way, held-out crops, what ops need while they run.
+    /// The rest: batches on their way, held-out crops, what ops and the codec need while they run.
     pub workspace: usize,
     /// The most at any time: all of the above.
     pub peak: usize,
@@ -51,6 +53,7 @@ impl StageMemory {
             format!("{}: {} of memory, {how}, batch {}:", self.stage.name(), mib(self.peak), self.batch);
         let parts = [
             ("weights", self.weights),
+            ("codec", self.codec),
             ("adapters", self.adapters),
             ("optimizer", self.optimizer),
             ("activations", self.activations),
@@ -69,8 +72,14 @@ pub fn mib(bytes: usize) -> String {
     if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }
 
-/// What `stage` needs on top of `made`, both on a meta device; adds what it makes to `made`.
-pub(super) fn stage(context: &Context, stage: StageName, made: &mut Artifacts) -> Result<StageMemory> {
+/// What `stage` needs on top of `made` and of the codec, whose weights take `codec` bytes, all of it on a meta device; adds what
+/// it makes to `made`.
+pub(super) fn stage(
+    context: &Context,
+    codec: usize,
+    stage: StageName,
+    made: &mut Artifacts,
+) -> Result<StageMemory> {
     let (device, o) = (&context.device, context.config.stage(stage));
     device.reset_peak();
     let held = |tensors: &mut dyn Iterator<Item = &Tensor>| -> usize {
@@ -91,9 +100,6 @@ pub(super) fn stage(context: &Context, stage: StageName, made: &mut Artifacts) -
         monitor: Monitor::default(),
         beta: context.config.preference.beta,
     };
-    if o.validate_every > 0 {
-        context.forward(&plan, &mut state)?;
-    }
     let loader = Loader::new(context, &plan);
     let micros = Micros::new(context, &plan, &loader)?;
     let standing = device.stats().live;
@@ -103,16 +109,20 @@ pub(super) fn stage(context: &Context, stage: StageName, made: &mut Artifacts) -
         context.launch(&plan, &mut state, &mut underway)?;
         underway.discard()?;
     }
+    if o.validate_every > 0 {
+        context.restore(&plan, &mut state)?;
+    }
     let stats = device.stats();
     let (weights, activations) = (base + planned - before, underway.kept().saturating_sub(standing));
     drop(underway);
     made.shadow(&plan, context, &state.params)?;
-    let parts = weights + adapters + optimizer + activations;
+    let parts = weights + codec + adapters + optimizer + activations;
     Ok(StageMemory {
         stage,
         batch: o.batch,
         recompute: o.recompute,
         weights,
+        codec,
         adapters,
         optimizer,
         activations,

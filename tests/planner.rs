@@ -46,7 +46,11 @@ fn peaks(config: &Config, device: Device) -> (Vec<usize>, Vec<usize>) {
     let never = AtomicBool::new(false);
     run(config, &out.path().join("run"), &Start::New, &watch.device, &watch, &never).unwrap();
     for m in &planned {
-        assert_eq!(m.weights + m.codec + m.adapters + m.optimizer + m.activations + m.workspace, m.peak, "{m:?}");
+        assert_eq!(
+            m.weights + m.codec + m.adapters + m.optimizer + m.activations + m.workspace,
+            m.peak,
+            "{m:?}"
+        );
         assert!(m.optimizer > 0 && m.activations > 0, "{m:?}");
     }
     (planned.into_iter().map(|m| m.peak).collect(), watch.peaks.take())

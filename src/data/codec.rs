@@ -166,7 +166,9 @@ impl Codec {
             Self::Taef1(c) => {
                 Self::Taef1(Taef1Codec { network: Arc::new(Taef1::load(&c.path, device)?), ..c.clone() })
             }
-            Self::Vae(c) => Self::Vae(VaeCodec { network: Arc::new(Vae::load(&c.path, device)?), ..c.clone() }),
+            Self::Vae(c) => {
+                Self::Vae(VaeCodec { network: Arc::new(Vae::load(&c.path, device)?), ..c.clone() })
+            }
         })
     }
 

@@ -1,8 +1,9 @@
 //! Photographs in, batches out: images and their files, resizing, degradation, the procedural data set, latent codecs,
 //! and the sampler that turns `(seed, stage, sample index)` into a training pair.
 //!
-//! Must not know: the transformer, the tape, optimizers. What leaves this directory is plain `Vec<f32>`; of devices only a
-//! codec that is a network (`flux`'s) knows, and no further than where it was told to compute.
+//! Must not know: the transformer, the tape, optimizers. What leaves this directory is plain `Vec<f32>`, or a picture that
+//! comes back to be encoded; of devices only a codec that is a network (`flux`'s) knows, and no further than where it was
+//! told to compute.
 //! Every random choice is a pure function of its counters (`draws`), so neither the thread count nor a resumed run
 //! changes a pixel.
 pub mod batch;

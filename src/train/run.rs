@@ -201,7 +201,8 @@ impl Given {
             progress.say(&format!("{n} images for the adversary, {held} held out, {kind}"));
         }
         let from = from(config).filter(|_| theirs.is_none());
-        let from = from.map(|run| Ok::<_, Error>((run, load_codec(run, &Device::cpu().meta()?)?))).transpose()?;
+        let from =
+            from.map(|run| Ok::<_, Error>((run, load_codec(run, &Device::cpu().meta()?)?))).transpose()?;
         let codec = data::codec(config, theirs.or(from), &*source, &split)?;
         if let Some(said) = data::expect_room(config, &codec)? {
             progress.say(&said);
@@ -309,9 +310,8 @@ impl Given {
     ) -> Result<Context<'r>> {
         static NEVER: AtomicBool = AtomicBool::new(false);
         let look = |s: &Sampler| look(s, config.run.validation_crops, config.run.eval_steps, device);
-        let sampler = |(source, split): &Pictures| {
-            data::sampler(config, source.clone(), split.clone(), codec.clone())
-        };
+        let sampler =
+            |(source, split): &Pictures| data::sampler(config, source.clone(), split.clone(), codec.clone());
         let imitated = self.imitated.as_ref().map(|pictures| {
             let sampler = sampler(pictures)?;
             Ok::<_, Error>((sampler.clone(), look(&sampler)?))

@@ -85,7 +85,7 @@ pub fn codec(
     split: &Split,
 ) -> Result<Codec> {
     let d = &config.data;
-    let open = || Ok::<_, Error>(Codec::open(&d.codec, &Device::cpu().meta()?)?.taking(d.latents));
+    let open = || Ok::<_, Error>(Codec::open(&d.codec, &Device::cpu().meta())?.taking(d.latents));
     let ours = if d.codec == Codec::HAAR { None } else { Some(open()?) };
     let codec = match (ours, theirs) {
         (None, None) => Sampler::fit_codec(source, split)?.into(),

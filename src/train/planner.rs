@@ -1,8 +1,8 @@
 //! What a run will ask of the device's memory, known before its first step.
 //!
-//! Nothing is estimated: each stage is set up and taken through three updates on a meta device ([`Device::meta`]), whose
-//! arena is the real one's and whose kernels do nothing. Three, because a micro-batch is launched, then captured into a
-//! graph, then replayed. Knows the trainer; the trainer does not know it.
+//! Nothing is estimated: each stage is set up and taken through three updates, and a look if it takes any, on a meta device
+//! ([`Device::meta`]), whose arena is the real one's and whose kernels do nothing. Three, because a micro-batch is launched,
+//! then captured into a graph, then replayed. Knows the trainer; the trainer does not know it.
 
 use super::checkpoint::TrainState;
 use super::config::Config;

@@ -94,7 +94,7 @@ pub fn run(
     if !overrides.is_empty() {
         progress.say(&format!("on top of preset {}: {}", config.run.preset, overrides.join(", ")));
     }
-    let theirs = || Ok::<_, Error>((out, Codec::load(out.join(layout::CODEC), &Device::cpu().meta()?)?));
+    let theirs = || Ok::<_, Error>((out, Codec::load(out.join(layout::CODEC), &Device::cpu().meta())?));
     let given = Given::new(config, resumed.as_ref().map(|_| theirs()).transpose()?, progress)?;
     let finished = finished(config, resumed.as_ref())?;
     let mine = resumed.as_ref().map(|c| (out, c));
@@ -202,7 +202,7 @@ impl Given {
         }
         let from = from(config).filter(|_| theirs.is_none());
         let from =
-            from.map(|run| Ok::<_, Error>((run, load_codec(run, &Device::cpu().meta()?)?))).transpose()?;
+            from.map(|run| Ok::<_, Error>((run, load_codec(run, &Device::cpu().meta())?))).transpose()?;
         let codec = data::codec(config, theirs.or(from), &*source, &split)?;
         if let Some(said) = data::expect_room(config, &codec)? {
             progress.say(&said);
@@ -273,7 +273,7 @@ impl Given {
         load: &dyn Fn(&Device) -> Result<Artifacts>,
         there: Option<usize>,
     ) -> Result<Vec<StageMemory>> {
-        let meta = device.meta()?;
+        let meta = device.meta();
         let mut made = load(&meta)?;
         let needs = |config: &Config, stage: StageName, made: &mut Artifacts| {
             let before = meta.stats().live;
@@ -348,7 +348,7 @@ fn resolved(config: &Config) -> Result<Config> {
     if config.data.codec == Codec::HAAR
         && let Some(run) = from(&config)
     {
-        config.data.codec = load_codec(run, &Device::cpu().meta()?)?.option();
+        config.data.codec = load_codec(run, &Device::cpu().meta())?.option();
     }
     if let Some(base) = elsewhere(&config)? {
         config.set_dimensions(base.config());

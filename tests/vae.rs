@@ -11,8 +11,8 @@ use asasr_engine::infer::model::{Model, layout};
 use asasr_engine::infer::upscale::upscale;
 use asasr_engine::infer::{Settings, Watch};
 use asasr_engine::train::options::Precision;
-use asasr_engine::train::stages::Progress;
-use asasr_engine::train::{Config, StageSummary, Start, run};
+use asasr_engine::train::stages::Silent;
+use asasr_engine::train::{Config, Start, run};
 use asasr_engine::verify::{self, Verdict};
 use std::collections::BTreeMap;
 use std::fs;
@@ -343,15 +343,6 @@ fn a_devices_latents_are_the_hosts() {
     assert_ne!(host.bits().unwrap(), there.bits().unwrap());
 }
 
-struct Quiet;
-
-impl Progress for Quiet {
-    fn stage(&self, _: &str, _: usize, _: usize) {}
-    fn step(&self, _: f64, _: f64) {}
-    fn done(&self, _: &StageSummary) {}
-    fn say(&self, _: &str) {}
-}
-
 /// A run on the autoencoder's latents, cached, and a picture of another size restored with it.
 #[test]
 fn a_run_stands_on_it_and_upscales() {
@@ -363,7 +354,7 @@ fn a_run_stands_on_it_and_upscales() {
     let more = [format!("data.codec={TINY}"), format!("data.latent_cache={}", cache.display())];
     let sets: Vec<String> = small.split_whitespace().map(str::to_owned).chain(more).collect();
     let (config, out) = (Config::load(None, None, &sets).unwrap(), dir.path().join("run"));
-    run(&config, &out, &Start::New, &cpu, &Quiet, &AtomicBool::new(false)).unwrap();
+    run(&config, &out, &Start::New, &cpu, &Silent, &AtomicBool::new(false)).unwrap();
     assert!(cache.read_dir().unwrap().count() > 0);
     let model = Model::open(&out, &[layout::SFT], &cpu).unwrap();
     assert_eq!((model.codec.name(), model.config.in_channels), ("vae", 64));

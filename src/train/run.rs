@@ -6,13 +6,13 @@ use super::log::{Logs, StageSummary, Summary, peak_rss_mb};
 use super::objective::Adversary;
 use super::options::{Precision, StageName};
 use super::planner::{self, StageMemory};
-use super::stages::{Artifacts, Context, Progress, missing};
+use super::stages::{Artifacts, Context, Progress, Silent, missing};
 use super::validation::Validation;
 use super::{data, environment, evaluation, tensorboard};
 use crate::data::{Codec, Part, Sampler, Source, Split};
 use crate::engine::Device;
 use crate::files::{expect_space, remove_leftovers, write_atomic};
-use crate::flux::base::BaseModel;
+use crate::flux::base::{BaseModel, pace};
 use crate::flux::config::FluxConfig;
 use crate::infer::model::{SCALE, layout, load_codec};
 use crate::infer::parts::Runs;
@@ -244,10 +244,12 @@ impl Given {
         if let Some(base) = base {
             let (dtype, begun) = (config.run.precision.dtype(), Instant::now());
             let mut bytes = 0;
-            made.load_base(&base, &self.flux, device, dtype, &mut |_, all| bytes = all)?;
-            let (gb, s) = (bytes as f64 / 1e9, begun.elapsed().as_secs_f64());
-            if gb > 0.1 {
-                progress.say(&format!("{}: {gb:.2} GB in {s:.1} s, {:.2} GB/s", base.display(), gb / s));
+            made.load_base(&base, &self.flux, device, dtype, &mut |done, all| {
+                progress.loading(done, all);
+                bytes = all;
+            })?;
+            if let Some(pace) = pace(bytes, begun.elapsed()) {
+                progress.say(&format!("{}: {pace}", base.display()));
             }
         }
         for name in [layout::SFT, layout::ADVERSARY, layout::ASDPO] {
@@ -369,16 +371,6 @@ fn elsewhere(config: &Config) -> Result<Option<BaseModel>> {
 /// The run that `run.from` names.
 fn from(config: &Config) -> Option<&Path> {
     Some(Path::new(&config.run.from)).filter(|p| !p.as_os_str().is_empty())
-}
-
-/// Nobody is told.
-struct Silent;
-
-impl Progress for Silent {
-    fn stage(&self, _: &str, _: usize, _: usize) {}
-    fn step(&self, _: f64, _: f64) {}
-    fn done(&self, _: &StageSummary) {}
-    fn say(&self, _: &str) {}
 }
 
 /// Removes what killed writes left in a run and in its folders.

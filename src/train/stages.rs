@@ -30,6 +30,18 @@ pub trait Progress {
     fn done(&self, summary: &StageSummary);
     /// Something worth a line.
     fn say(&self, line: &str);
+    /// So many bytes of the base model's weights, of so many, are there.
+    fn loading(&self, _done: u64, _all: u64) {}
+}
+
+/// Nobody is told.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn stage(&self, _: &str, _: usize, _: usize) {}
+    fn step(&self, _: f64, _: f64) {}
+    fn done(&self, _: &StageSummary) {}
+    fn say(&self, _: &str) {}
 }
 
 /// What every stage needs and none changes.

@@ -168,7 +168,7 @@ fn expect_possible(config: &Config, device: &Device) -> Result<()> {
     }
     if config.run.precision == Precision::Bf16 && device.gpu().is_none() {
         return Err(Error::Usage(format!(
-            "run.precision = \"bf16\" is for a GPU, the device is {device:?}: say --device cuda, or run.precision=f32"
+            "run.precision = \"bf16\" is for a GPU, the device is {device:?}: say --device cuda, or --set run.precision=f32"
         )));
     }
     Ok(())

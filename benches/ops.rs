@@ -22,15 +22,11 @@ fn forward(case: &Case) -> Vec<Tensor> {
 /// Forward on a tape and backward from the first output, with the incoming gradient `seed`.
 fn forward_backward(case: &Case, seed: &Tensor) {
     let tape = Tape::new(Leaves::default());
-    let batch = case.inputs[0].shape().first();
     let vars: Vec<Var> = case
         .inputs
         .iter()
         .zip(&case.differentiable)
-        .map(|(t, &d)| {
-            let lead = if t.shape().first() == batch { case.lead } else { usize::MAX };
-            if d { tape.input(t.clone(), lead) } else { Var::constant(t.clone()) }
-        })
+        .map(|(t, &d)| if d { tape.input(t.clone()) } else { Var::constant(t.clone()) })
         .collect();
     let outputs = case.op.run(&tape, &vars).expect("a case runs");
     tape.backward(&outputs[0], Some(seed.clone())).expect("a case has a gradient");
@@ -50,11 +46,7 @@ fn ops(c: &mut Criterion<Flops>) {
         table.measure(&mut group, (&name, "forward"), cost, || drop(black_box(forward(&case))));
         if case.differentiable.contains(&true) {
             let output = forward(&case).swap_remove(0);
-            let mut shape = output.shape().to_vec();
-            if let Some(first) = shape.first_mut() {
-                *first = case.lead.min(*first);
-            }
-            let seed = random(&device, &shape, 50, 1.0);
+            let seed = random(&device, output.shape(), 50, 1.0);
             let times =
                 if matches!(case.op.name(), "linear" | "feed_forward" | "attention") { 3.0 } else { 1.0 };
             let cost = (times * case.flops, times * case.bytes);

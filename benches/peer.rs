@@ -3,7 +3,7 @@
 //! `peer FOLDER TEXT_TOKENS` answers each line of stdin with one JSON object: `shared` (a step with the folder's next
 //! noise) and `fresh` (a step with noise drawn now) with seconds and loss, `memory` with the process's peak.
 
-use asasr_engine::autograd::ParamSet;
+use asasr_engine::autograd::{ParamSet, Tape};
 use asasr_engine::engine::{DType, Device, Philox, Tensor};
 use asasr_engine::flux::base::BaseModel;
 use asasr_engine::flux::config::FluxConfig;
@@ -144,7 +144,7 @@ impl Peer {
             let adapters = [Adapter::frozen(sft, 1.0), trained, Adapter::frozen(adv, 1.0)];
             let flux = Flux { config: &self.config, weights: &self.weights, adapters: &adapters };
             let policies = Policies { policy: vec![0, 1], reference: vec![0], adversary: vec![0, 2] };
-            let tape = self.objective.tape(self.pairs.sigma_winner.len(), self.params.leaves());
+            let tape = Tape::new(self.params.leaves());
             let out = as_dpo(&flux, &tape, &self.objective, &policies, &self.pairs, self.mode)?;
             tape.backward(&out.loss, None)?;
             self.params.take_back(tape.into_leaves())?;

@@ -28,7 +28,7 @@ fn sobolev(device: &Device) -> Result<()> {
     let (shape, n, plane, s) = ([1, 2, 6, 4], 48, 24, 1.5);
     let [v, v_ref, target] = [1, 2, 3].map(|seed| values(seed, n));
     let tape = Tape::new(Leaves::default());
-    let x = tape.input(Tensor::lend(device, &shape, &v)?, 1);
+    let x = tape.input(Tensor::lend(device, &shape, &v)?);
     let [r, t] = [Tensor::lend(device, &shape, &v_ref)?, Tensor::lend(device, &shape, &target)?];
     let gap = tape.one(SobolevGap::new(Metric::full(s)), &[&x, &Var::constant(r), &Var::constant(t)])?;
     tape.backward(&gap, None)?;
@@ -65,7 +65,7 @@ fn attention(device: &Device) -> Result<()> {
     let tape = Tape::new(Leaves::default());
     let mut inputs = Vec::new();
     for data in [&q, &k, &v] {
-        inputs.push(tape.input(Tensor::lend(device, &shape, data)?, 1));
+        inputs.push(tape.input(Tensor::lend(device, &shape, data)?));
     }
     // No text tokens here; their keys and values are empty.
     let none = Var::constant(Tensor::zeros(device, &[1, 0, width]).unwrap());
@@ -101,10 +101,10 @@ fn lora(device: &Device) -> Result<()> {
         [(8, tokens * width), (9, out * width), (10, rank * width), (11, out * rank), (12, tokens * out)]
             .map(|(seed, n)| values(seed, n));
     let tape = Tape::new(Leaves::default());
-    let x_in = tape.input(Tensor::lend(device, &[1, tokens, width], &x)?, 1);
+    let x_in = tape.input(Tensor::lend(device, &[1, tokens, width], &x)?);
     let w_in = Var::constant(Tensor::lend(device, &[out, width], &w)?);
-    let a_in = tape.input(Tensor::lend(device, &[rank, width], &a)?, rank);
-    let b_in = tape.input(Tensor::lend(device, &[out, rank], &b)?, out);
+    let a_in = tape.input(Tensor::lend(device, &[rank, width], &a)?);
+    let b_in = tape.input(Tensor::lend(device, &[out, rank], &b)?);
     let set = Arc::new(AdapterSet::uniform(vec![0], 1));
     let lora = Lora { tokens: 0..tokens, set, adapters: vec![(0, scale)] };
     let op = Linear { bias: false, lora: Some(lora), ..Linear::plain() };

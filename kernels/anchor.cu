@@ -5,7 +5,7 @@
 constexpr int PIECE = 4096;
 
 // anchor_fwd: gradient = a·(v − v_ref) + [sample < winners]·m·(v − target), and per piece the sums of the two squares
-// Shapes: v [≥ samples, each], v_ref, target, gradient [samples, each]; partial [samples, ⌈each/4096⌉, 2] f64.
+// Shapes: v, v_ref, target, gradient [samples, each]; partial [samples, ⌈each/4096⌉, 2] f64.
 // Layout: contiguous f32, values aligned to themselves; nothing overlaps.
 // Grid: x ⌈each/4096⌉, y samples; blocks of 256.
 // Cost: 16 bytes moved per value, 8 FLOPs; bound by bandwidth.

@@ -72,15 +72,15 @@ extern "C" __global__ void __launch_bounds__(256) mean_fwd_f32(const float* x, f
     if (threadIdx.x == 0) *y = (float)(sum / (double)n);
 }
 
-// mean_bwd: dx = dy/n, added where accumulate ≠ 0, for the leading values that have a gradient
-// Shapes: dy [1], dx [lead].
+// mean_bwd: dx = dy/n, added where accumulate ≠ 0
+// Shapes: dy [1], dx [n].
 // Layout: contiguous f32, values aligned to themselves; they do not overlap.
-// Grid: ⌈lead/256⌉ blocks of 256.
-// Cost: 4·lead bytes written; bound by latency.
+// Grid: ⌈n/256⌉ blocks of 256.
+// Cost: 4·n bytes written; bound by latency.
 // Traffic: 4 bytes that are read are a sector of 32, and there is little else to move.
 // Idea: none needed.
 extern "C" __global__ void __launch_bounds__(256)
-    mean_bwd_f32(const float* dy, float* dx, int lead, float n, int accumulate) {
+    mean_bwd_f32(const float* dy, float* dx, int values, float n, int accumulate) {
     int i = blockIdx.x * 256 + threadIdx.x;
-    if (i < lead) dx[i] = accumulate ? dx[i] + *dy / n : *dy / n;
+    if (i < values) dx[i] = accumulate ? dx[i] + *dy / n : *dy / n;
 }

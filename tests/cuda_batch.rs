@@ -202,7 +202,7 @@ fn run(kind: &Kind, e: &Extents, device: &Device, dtype: DType, range: Range<usi
     });
     let inputs: Vec<Tensor> = inputs.collect();
     let differentiable: Vec<bool> = wanted.iter().map(|i| i.differentiable).collect();
-    let mut save = Save::new(&differentiable, n);
+    let mut save = Save::new(&differentiable);
     let op = (kind.op)(e, range.clone());
     let given: Vec<&Tensor> = inputs.iter().collect();
     let outputs = op.forward(&given, &mut save).unwrap_or_else(|e| panic!("{}: {e}", kind.name));

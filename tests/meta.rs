@@ -15,20 +15,17 @@ fn counted(case: &Case, device: &Device, dtype: DType) -> asasr_engine::Result<A
     });
     let inputs = inputs.collect::<asasr_engine::Result<Vec<_>>>()?;
     let inputs: Vec<&Tensor> = inputs.iter().collect();
-    let mut save = Save::new(&case.differentiable, case.lead);
+    let mut save = Save::new(&case.differentiable);
     let outputs = case.op.forward(&inputs, &mut save)?;
     let saved = save.into_kept();
     if case.differentiable.contains(&true) {
-        let grads = outputs.iter().map(|y| y.leading(case.lead).copied());
+        let grads = outputs.iter().map(|y| y.copied());
         let grads = grads.collect::<asasr_engine::Result<Vec<_>>>()?;
         let grads: Vec<Option<&Tensor>> = grads.iter().map(Some).collect();
         let mut slots = Vec::new();
         for (i, (x, wanted)) in inputs.iter().zip(&case.differentiable).enumerate() {
-            let whole = case.parameters.contains(&i);
-            let lead = if whole { usize::MAX } else { case.lead };
-            let like = x.leading(lead);
-            let dtype = if whole { DType::F32 } else { x.dtype() };
-            let grad = wanted.then(|| Tensor::zeros_as(device, like.shape(), dtype)).transpose()?;
+            let dtype = if case.parameters.contains(&i) { DType::F32 } else { x.dtype() };
+            let grad = wanted.then(|| Tensor::zeros_as(device, x.shape(), dtype)).transpose()?;
             slots.push(grad.map(|grad| Slot { grad, accumulate: true }));
         }
         case.op.backward(&saved, &grads, &mut slots)?;

@@ -20,7 +20,7 @@ fn cases() -> Vec<Case> {
 /// The error gradcheck finds for input `input` of `case` while that gradient of its op is wrong, or none is.
 fn error(case: &Case, input: usize, wrong: bool) -> f64 {
     mutation::set(wrong.then(|| (case.op.name(), input)));
-    let findings = check(&case.op, &case.inputs, &case.differentiable, case.lead).expect(&case.name);
+    let findings = check(&case.op, &case.inputs, &case.differentiable).expect(&case.name);
     mutation::set(None);
     findings.iter().find(|f| f.input == input).expect("it is differentiable").error
 }

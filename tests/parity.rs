@@ -68,7 +68,7 @@ fn run(
         .map(|(i, v)| tensor(device, case.inputs[i].shape(), of(i), &nudged(v, i as u64, nudge)))
         .collect();
     let inputs: Vec<&Tensor> = inputs.iter().collect();
-    let mut save = Save::new(&case.differentiable, case.lead);
+    let mut save = Save::new(&case.differentiable);
     let outputs = case.op.forward(&inputs, &mut save).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     let saved = save.into_kept();
     let gradient = |i: usize, shape: &[usize], dtype: DType| {
@@ -79,19 +79,15 @@ fn run(
         let nudge = nudge.filter(|_| i < 100);
         tensor(device, shape, dtype, &nudged(&values, 100 + i as u64, nudge))
     };
-    // Each output's gradient, of its dtype, over the leading samples.
-    let above: Vec<Tensor> = outputs
-        .iter()
-        .enumerate()
-        .map(|(i, o)| gradient(i, o.leading(case.lead).shape(), o.dtype()))
-        .collect();
+    // Each output's gradient, of its dtype.
+    let above: Vec<Tensor> =
+        outputs.iter().enumerate().map(|(i, o)| gradient(i, o.shape(), o.dtype())).collect();
     let above: Vec<Option<&Tensor>> = above.iter().map(Some).collect();
     let mut slots: Vec<Option<Slot>> = (0..inputs.len())
         .map(|i| {
             let dtype = if case.parameters.contains(&i) { DType::F32 } else { of(i) };
-            let whole = case.parameters.contains(&i);
-            let shape = if whole { inputs[i].clone() } else { inputs[i].leading(case.lead) };
-            case.differentiable[i].then(|| Slot { grad: gradient(100 + i, shape.shape(), dtype), accumulate })
+            let grad = || gradient(100 + i, inputs[i].shape(), dtype);
+            case.differentiable[i].then(|| Slot { grad: grad(), accumulate })
         })
         .collect();
     case.op.backward(&saved, &above, &mut slots).unwrap_or_else(|e| panic!("{}: {e}", case.name));

@@ -63,7 +63,7 @@ const LOOK: &str = "run.stages=[\"base\"] base.batch=1 base.validate_every=2 run
 const WAYS: [&str; 5] = [
     "run.seed=0",
     "base.recompute=true sft.recompute=true asdpo.recompute=true sft.ema=0.9",
-    "asdpo.accumulation=2 asdpo.anchor=0.5 asdpo.sft_mix=0.5 asdpo.s=0",
+    "asdpo.accumulation=2 asdpo.steps=11 asdpo.anchor=0.5 asdpo.sft_mix=0.5 asdpo.s=0",
     "asdpo.adversary=riesz asdpo.auto_beta=0.2 data.crop=24",
     "data.codec=tests/golden/tiny_flux/vae base.batch=1 base.validate_every=2",
 ];

@@ -44,7 +44,7 @@ fn two_threads_share_values() {
     let w = Var::constant(Tensor::from_slice(&device, &[1, 2], &[3.0, 4.0]).unwrap());
     let run = || {
         let tape = Tape::new(Leaves::default());
-        let x = tape.input(x.value().clone(), 1);
+        let x = tape.input(x.value().clone());
         let y = tape.one(Linear { bias: false, ..Linear::plain() }, &[&x, &w]).unwrap();
         tape.backward(&y, None).unwrap();
         (y.value().item(), tape.grad(&x).unwrap().f32().to_vec())

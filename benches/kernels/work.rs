@@ -105,20 +105,17 @@ pub fn of_case(case: Rc<Case>, device: &'static Device, dtype: DType, pass: Pass
     let wide: usize = outputs.iter().map(|t| (4 - t.dtype().size()) * t.len()).sum();
     let mut cost = (case.flops, case.bytes - (halved + wide) as f64);
     if pass == Pass::Both {
-        let mut save = Save::new(&case.differentiable, case.lead);
+        let mut save = Save::new(&case.differentiable);
         forward(&case, &all[0], &mut save)?;
         let saved = save.into_kept();
         for (i, buffers) in all.iter_mut().enumerate() {
             for (k, o) in outputs.iter().enumerate() {
-                let shape = o.leading(case.lead).shape().to_vec();
-                let values = normals(shape.iter().product(), i * 16 + k, 1.0);
-                buffers.above.push(tensor(device, &shape, o.dtype(), &values)?);
+                let values = normals(o.len(), i * 16 + k, 1.0);
+                buffers.above.push(tensor(device, o.shape(), o.dtype(), &values)?);
             }
             for (k, t) in buffers.inputs.iter().enumerate() {
-                let parameter = case.parameters.contains(&k);
-                let of = if parameter { DType::F32 } else { t.dtype() };
-                let shape = if parameter { t.clone() } else { t.leading(case.lead) };
-                let slot = case.differentiable[k].then(|| poison(device, shape.shape(), of)).transpose()?;
+                let of = if case.parameters.contains(&k) { DType::F32 } else { t.dtype() };
+                let slot = case.differentiable[k].then(|| poison(device, t.shape(), of)).transpose()?;
                 buffers.slots.push(slot.map(|grad| Slot { grad, accumulate: false }));
             }
         }
@@ -138,7 +135,7 @@ pub fn of_case(case: Rc<Case>, device: &'static Device, dtype: DType, pass: Pass
         if pass == Pass::Forward {
             return forward(&case, buffers, &mut Save::nothing());
         }
-        let mut save = Save::new(&case.differentiable, case.lead);
+        let mut save = Save::new(&case.differentiable);
         let mut computed = forward(&case, buffers, &mut save)?;
         let above: Vec<Option<&Tensor>> = buffers.above.iter().map(Some).collect();
         case.op.backward(&save.into_kept(), &above, &mut buffers.slots)?;

@@ -58,7 +58,7 @@ fn layer(device: &Device, gpu: &Gpu, ranks: &[usize]) -> Result<[BTreeMap<String
     let trained = |i: usize| !ranks.is_empty() && i + 2 >= inputs.len();
     let needs: Vec<bool> = (0..inputs.len()).map(|i| i == 0 || trained(i)).collect();
     flops(gpu)?;
-    let mut save = Save::new(&needs, 1);
+    let mut save = Save::new(&needs);
     let y = op.forward(&inputs.iter().collect::<Vec<_>>(), &mut save)?;
     let forward = flops(gpu)?;
     let slot = |i: usize| {

@@ -163,19 +163,17 @@ fn run(
     let of = |i: usize| if case.half.contains(&i) { dtype } else { DType::F32 };
     let inputs = case.inputs.iter().enumerate().map(|(i, t)| filled(t.shape(), of(i), t.f32()));
     let inputs = inputs.collect::<Result<Vec<Tensor>, _>>()?;
-    let mut save = Save::new(&case.differentiable, case.lead);
+    let mut save = Save::new(&case.differentiable);
     let outputs = case.op.forward(&inputs.iter().collect::<Vec<_>>(), &mut save)?;
     each("forward")?;
     let saved = save.into_kept();
     let halves = |t: &Tensor, dtype| filled(t.shape(), dtype, &vec![0.5; t.len()]);
-    let above = outputs.iter().map(|o| halves(&o.leading(case.lead), o.dtype()));
+    let above = outputs.iter().map(|o| halves(o, o.dtype()));
     let above = above.collect::<Result<Vec<Tensor>, _>>()?;
     let above: Vec<Option<&Tensor>> = above.iter().map(Some).collect();
     for (accumulate, pass) in [(false, "backward"), (true, "backward, accumulating")] {
         let slot = |i: usize| {
-            let parameter = case.parameters.contains(&i);
-            let grad = if parameter { inputs[i].clone() } else { inputs[i].leading(case.lead) };
-            let grad = halves(&grad, if parameter { DType::F32 } else { of(i) });
+            let grad = halves(&inputs[i], if case.parameters.contains(&i) { DType::F32 } else { of(i) });
             case.differentiable[i].then(|| grad.map(|grad| Slot { grad, accumulate })).transpose()
         };
         let mut slots = (0..inputs.len()).map(slot).collect::<Result<Vec<_>, _>>()?;

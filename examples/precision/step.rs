@@ -49,7 +49,7 @@ impl Step<'_> {
         let policies = Policies { policy: vec![0, 1], reference: vec![0], adversary: vec![] };
         let mode = Mode { text: Text::Collapsed, recompute: false };
         let rounding = rounds.map(|rounds| rounding(self.config, rounds));
-        let tape: Tape = self.objective.tape(self.pairs.winner.shape()[0], params.leaves());
+        let tape: Tape = Tape::new(params.leaves());
         let tape = match &rounding {
             Some(f) => tape.rewriting(f),
             None => tape,

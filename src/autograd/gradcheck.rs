@@ -54,28 +54,22 @@ impl Op for Borrowed<'_> {
     }
 }
 
-/// Checks the gradient of every differentiable input. `lead`: samples of the batch that carry gradients.
-pub fn check(
-    f: &impl Function,
-    inputs: &[Tensor],
-    differentiable: &[bool],
-    lead: usize,
-) -> Result<Vec<Finding>> {
-    let grads = analytic(f, inputs, differentiable, lead)?;
+/// Checks the gradient of every differentiable input.
+pub fn check(f: &impl Function, inputs: &[Tensor], differentiable: &[bool]) -> Result<Vec<Finding>> {
+    let grads = analytic(f, inputs, differentiable)?;
     let mut findings = Vec::new();
     for (i, grad) in grads.iter().enumerate() {
         if let Some(grad) = grad {
-            findings.push(Finding { input: i, error: check_input(f, inputs, i, grad, lead)? });
+            findings.push(Finding { input: i, error: check_input(f, inputs, i, grad)? });
         }
     }
     Ok(findings)
 }
 
-/// L = Σ w·(y + y²/2) with fixed random w over the outputs' leading samples; and dL/dy = w·(1 + y).
-fn scalar(outputs: &[Tensor], lead: usize) -> f64 {
+/// L = Σ w·(y + y²/2) with fixed random w over the outputs; and dL/dy = w·(1 + y).
+fn scalar(outputs: &[Tensor]) -> f64 {
     let mut total = 0.0;
     for (k, y) in outputs.iter().enumerate() {
-        let y = y.leading(lead);
         let w = weights(k, y.len());
         total += y
             .f32()
@@ -94,9 +88,7 @@ fn weights(output: usize, n: usize) -> Vec<f32> {
 }
 
 /// The end of the check's graph: one scalar from all outputs.
-struct Tail {
-    lead: usize,
-}
+struct Tail;
 
 impl Op for Tail {
     fn name(&self) -> &'static str {
@@ -104,8 +96,8 @@ impl Op for Tail {
     }
     fn forward(&self, inputs: &[&Tensor], save: &mut Save) -> Result<Vec<Tensor>> {
         let outputs: Vec<Tensor> = inputs.iter().map(|&t| t.clone()).collect();
-        inputs.iter().for_each(|t| save.keep_whole(&t.leading(self.lead)));
-        Ok(vec![Tensor::scalar(inputs[0].device(), scalar(&outputs, self.lead) as f32)?])
+        inputs.iter().for_each(|t| save.keep(t));
+        Ok(vec![Tensor::scalar(inputs[0].device(), scalar(&outputs) as f32)?])
     }
     fn backward(
         &self,
@@ -124,25 +116,15 @@ impl Op for Tail {
     }
 }
 
-fn analytic(
-    f: &impl Function,
-    inputs: &[Tensor],
-    differentiable: &[bool],
-    lead: usize,
-) -> Result<Vec<Option<Tensor>>> {
+fn analytic(f: &impl Function, inputs: &[Tensor], differentiable: &[bool]) -> Result<Vec<Option<Tensor>>> {
     let tape = Tape::new(Leaves::default());
-    let batch = inputs[0].shape().first().copied();
     let vars: Vec<Var> = inputs
         .iter()
         .zip(differentiable)
-        .map(|(t, &d)| {
-            let n = t.shape().first().copied().unwrap_or(1);
-            let lead = if Some(n) == batch { lead } else { n };
-            if d { tape.input(t.clone(), lead) } else { Var::constant(t.clone()) }
-        })
+        .map(|(t, &d)| if d { tape.input(t.clone()) } else { Var::constant(t.clone()) })
         .collect();
     let outputs = f.run(&tape, &vars)?;
-    let loss = tape.one(Tail { lead }, &outputs.iter().collect::<Vec<_>>())?;
+    let loss = tape.one(Tail, &outputs.iter().collect::<Vec<_>>())?;
     tape.backward(&loss, None)?;
     vars.iter()
         .zip(differentiable)
@@ -154,24 +136,17 @@ fn analytic(
         .collect()
 }
 
-fn value_at(
-    f: &impl Function,
-    inputs: &[Tensor],
-    i: usize,
-    direction: &[f32],
-    h: f64,
-    lead: usize,
-) -> Result<f64> {
+fn value_at(f: &impl Function, inputs: &[Tensor], i: usize, direction: &[f32], h: f64) -> Result<f64> {
     let mut moved: Vec<Tensor> = inputs.to_vec();
     let mut x = inputs[i].to_f32().into_owned();
     x.iter_mut().zip(direction).for_each(|(x, &d)| *x = (f64::from(*x) + h * f64::from(d)) as f32);
     moved[i] = Tensor::from_slice(inputs[i].device(), inputs[i].shape(), &x)?;
     let vars: Vec<Var> = moved.into_iter().map(Var::constant).collect();
     let outputs: Vec<Tensor> = f.run(&Tape::no_grad(), &vars)?.iter().map(|v| v.value().clone()).collect();
-    Ok(scalar(&outputs, lead))
+    Ok(scalar(&outputs))
 }
 
-fn check_input(f: &impl Function, inputs: &[Tensor], i: usize, grad: &Tensor, lead: usize) -> Result<f64> {
+fn check_input(f: &impl Function, inputs: &[Tensor], i: usize, grad: &Tensor) -> Result<f64> {
     let g = grad.f32();
     let n = g.len();
     let norm = g.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
@@ -198,7 +173,7 @@ fn check_input(f: &impl Function, inputs: &[Tensor], i: usize, grad: &Tensor, le
         // A unit direction moves each of many values a little; step so that they move by about 4 % of their size.
         let touched = d.iter().filter(|v| **v != 0.0).count() as f64;
         let h = 0.04 * size * touched.sqrt();
-        let at = |k: f64| value_at(f, inputs, i, d, k * h, lead);
+        let at = |k: f64| value_at(f, inputs, i, d, k * h);
         let fd = (8.0 * (at(1.0)? - at(-1.0)?) - (at(2.0)? - at(-2.0)?)) / (12.0 * h);
         let along: f64 = g.iter().zip(d).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
         let scale = if touched > 1.0 { norm } else { f64::from(g[peak].abs()) };

@@ -25,13 +25,12 @@ enum Source {
 pub struct Var {
     value: Tensor,
     source: Source,
-    lead: usize,
 }
 
 impl Var {
     /// A value without a gradient.
     pub fn constant(value: Tensor) -> Self {
-        Self { value, source: Source::Constant, lead: 0 }
+        Self { value, source: Source::Constant }
     }
     /// The value.
     pub fn value(&self) -> &Tensor {
@@ -42,12 +41,8 @@ impl Var {
         self.source != Source::Constant
     }
     fn edge(&self) -> Edge {
-        let mut shape = self.value.shape().to_vec();
-        if let Some(first) = shape.first_mut() {
-            *first = self.lead;
-        }
         let (dtype, device) = (self.value.dtype(), self.value.device().clone());
-        Edge { source: self.source, shape, dtype, device }
+        Edge { source: self.source, shape: self.value.shape().to_vec(), dtype, device }
     }
 }
 
@@ -93,7 +88,7 @@ impl Leaves {
             .map(|leaf| {
                 let mut grad = leaf.grad.expect("every leaf of `into_buffers` has one");
                 if !leaf.written {
-                    grad.zero_from(0)?;
+                    grad.zero()?;
                 }
                 Ok(grad)
             })
@@ -151,7 +146,6 @@ struct Node<'a> {
 /// ```
 pub struct Tape<'a> {
     recording: bool,
-    lead: usize,
     rewrite: Option<&'a Rewrite<'a>>,
     nodes: RefCell<Vec<Node<'a>>>,
     leaves: RefCell<Leaves>,
@@ -160,30 +154,12 @@ pub struct Tape<'a> {
 impl<'a> Tape<'a> {
     /// A recording tape whose leaf gradients go to `leaves`.
     pub fn new(leaves: Leaves) -> Self {
-        Self {
-            recording: true,
-            lead: usize::MAX,
-            rewrite: None,
-            nodes: RefCell::default(),
-            leaves: RefCell::new(leaves),
-        }
-    }
-
-    /// Only the leading `samples` of a batch carry gradients (the others are the reference policy's, say).
-    pub fn leading(mut self, samples: usize) -> Self {
-        self.lead = samples;
-        self
+        Self { recording: true, rewrite: None, nodes: RefCell::default(), leaves: RefCell::new(leaves) }
     }
 
     /// A tape that records nothing.
     pub fn no_grad() -> Self {
-        Self {
-            recording: false,
-            lead: 0,
-            rewrite: None,
-            nodes: RefCell::default(),
-            leaves: RefCell::default(),
-        }
+        Self { recording: false, rewrite: None, nodes: RefCell::default(), leaves: RefCell::default() }
     }
 
     /// A tape that records nothing and rewrites what this one does: for what is computed beside a pass.
@@ -214,24 +190,21 @@ impl<'a> Tape<'a> {
         }
         let leaves = self.leaves.borrow().entries.len();
         assert!(id.0 < leaves, "parameter {} on a tape whose store has {leaves} leaves", id.0);
-        let lead = value.shape().first().copied().unwrap_or(1);
-        Var { value, source: Source::Leaf(id), lead }
+        Var { value, source: Source::Leaf(id) }
     }
 
-    /// A new leaf whose leading `lead` samples get a gradient; read it with [`Tape::grad`].
-    pub fn input(&self, value: Tensor, lead: usize) -> Var {
+    /// A new leaf; read its gradient with [`Tape::grad`].
+    pub fn input(&self, value: Tensor) -> Var {
         if !self.recording {
             return Var::constant(value);
         }
         let mut leaves = self.leaves.borrow_mut();
         leaves.entries.push(Leaf::default());
         let id = LeafId(leaves.entries.len() - 1);
-        let lead = value.shape().first().map_or(1, |&n| lead.min(n));
-        Var { value, source: Source::Leaf(id), lead }
+        Var { value, source: Source::Leaf(id) }
     }
 
-    /// Runs `op`; records it when an input is tracked. Outputs carry gradients for as many leading samples as input 0
-    /// does, or, when input 0 is a constant, as many as the tape says.
+    /// Runs `op`; records it when an input is tracked.
     pub fn apply(&self, op: impl Op + 'a, inputs: &[&Var]) -> Result<Vec<Var>> {
         let values: Vec<&Tensor> = inputs.iter().map(|v| &v.value).collect();
         if !op.cuda() && values.iter().any(|t| t.device().gpu().is_some()) {
@@ -242,12 +215,11 @@ impl<'a> Tape<'a> {
             let outputs = self.rewritten(&op, &values, op.forward(&values, &mut Save::nothing())?)?;
             return Ok(outputs.into_iter().map(Var::constant).collect());
         }
-        let lead = self.batch_lead(inputs);
-        let mut save = Save::new(&needs, lead);
+        let mut save = Save::new(&needs);
         let outputs = op.forward(&values, &mut save)?;
         let outputs = self.rewritten(&op, &values, outputs)?;
         let saved = save.into_kept();
-        Ok(self.record(Action::Op(Box::new(op)), inputs, saved, outputs, lead))
+        Ok(self.record(Action::Op(Box::new(op)), inputs, saved, outputs))
     }
 
     /// [`Tape::apply`] for an op with one output.
@@ -257,13 +229,10 @@ impl<'a> Tape<'a> {
     }
 
     /// Runs `block` without recording its inside; backward runs it once more to get what it needs. Parameters may be
-    /// used inside freely; every other tracked value must come in through `inputs`, of which the first `batched` have the
-    /// batch as their first dimension. Of those only the samples with a gradient are kept, and the second time the block is
-    /// given them alone.
+    /// used inside freely; every other tracked value must come in through `inputs`.
     pub fn recompute(
         &self,
         inputs: &[&Var],
-        batched: usize,
         block: impl Fn(&Tape<'a>, &[Var]) -> Result<Vec<Var>> + 'a,
     ) -> Result<Vec<Var>> {
         let constants: Vec<Var> = inputs.iter().map(|v| Var::constant(v.value.clone())).collect();
@@ -271,31 +240,13 @@ impl<'a> Tape<'a> {
             return block(self, &constants);
         }
         let outputs = block(&self.aside(), &constants)?.into_iter().map(|v| v.value).collect();
-        let lead = self.batch_lead(inputs);
-        let kept = |(i, v): (usize, &&Var)| {
-            let all = v.value.shape().first().copied().unwrap_or(0);
-            if i >= batched || all <= lead {
-                return Ok((*v).clone());
-            }
-            // A copy, so that the rest can go.
-            Ok(Var { value: v.value.leading(lead).copied()?, source: v.source, lead: v.lead.min(lead) })
-        };
-        let vars = inputs.iter().enumerate().map(kept).collect::<Result<_>>()?;
-        Ok(self.record(Action::Recompute(Box::new(block), vars), inputs, Vec::new(), outputs, lead))
+        let vars = inputs.iter().map(|&v| v.clone()).collect();
+        Ok(self.record(Action::Recompute(Box::new(block), vars), inputs, Vec::new(), outputs))
     }
 
     fn rewritten(&self, op: &dyn Op, inputs: &[&Tensor], outputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
         let Some(f) = self.rewrite else { return Ok(outputs) };
         outputs.into_iter().map(|t| f(&Seen::Output { op, inputs }, t)).collect()
-    }
-
-    fn batch_lead(&self, inputs: &[&Var]) -> usize {
-        let first = inputs[0];
-        if first.tracked() {
-            first.lead
-        } else {
-            first.value.shape().first().map_or(1, |&n| n.min(self.lead))
-        }
     }
 
     fn record(
@@ -304,7 +255,6 @@ impl<'a> Tape<'a> {
         inputs: &[&Var],
         saved: Vec<Tensor>,
         outputs: Vec<Tensor>,
-        lead: usize,
     ) -> Vec<Var> {
         let inputs = inputs.iter().map(|v| v.edge()).collect();
         let mut nodes = self.nodes.borrow_mut();
@@ -313,10 +263,7 @@ impl<'a> Tape<'a> {
         outputs
             .into_iter()
             .enumerate()
-            .map(|(output, value)| {
-                let lead = value.shape().first().map_or(1, |&n| lead.min(n));
-                Var { value, source: Source::Node { node, output }, lead }
-            })
+            .map(|(output, value)| Var { value, source: Source::Node { node, output } })
             .collect()
     }
 
@@ -351,11 +298,10 @@ impl<'a> Tape<'a> {
                 }
                 Action::Recompute(block, inputs) => {
                     let inner = Tape { rewrite: self.rewrite, ..Tape::new(std::mem::take(&mut leaves)) };
-                    let inner = inner.leading(self.lead);
                     let first = inner.leaves.borrow().entries.len();
                     let vars: Vec<Var> = inputs
                         .iter()
-                        .map(|v| if v.tracked() { inner.input(v.value.clone(), v.lead) } else { v.clone() })
+                        .map(|v| if v.tracked() { inner.input(v.value.clone()) } else { v.clone() })
                         .collect();
                     let outputs = block(&inner, &vars)?;
                     let seeds = outputs.into_iter().zip(out).filter_map(|(v, g)| g.map(|g| (v, g))).collect();
@@ -511,10 +457,10 @@ mod tests {
         let run = |rewrite: Option<&Rewrite>, recompute: bool| {
             let tape = Tape::new(Leaves::default());
             let tape = Tape { rewrite, ..tape };
-            let input = tape.input(x.clone(), 2);
+            let input = tape.input(x.clone());
             let block = |tape: &Tape, v: &[Var]| Ok(vec![tape.one(Silu, &[&v[0]])?]);
             let y = match recompute {
-                true => tape.recompute(&[&input], 1, block).unwrap().remove(0),
+                true => tape.recompute(&[&input], block).unwrap().remove(0),
                 false => block(&tape, std::slice::from_ref(&input)).unwrap().remove(0),
             };
             tape.backward(&y, None).unwrap();

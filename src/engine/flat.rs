@@ -98,7 +98,7 @@ impl FlatBuffer {
     /// Sets all values to 0. No handle on a part may be held.
     pub fn zero(&mut self) -> Result<()> {
         match self.whole_on_device() {
-            Some(mut whole) => whole.zero_from(0),
+            Some(mut whole) => whole.zero(),
             None => {
                 self.all_mut().fill(0.0);
                 Ok(())

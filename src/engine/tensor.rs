@@ -416,18 +416,14 @@ impl Tensor {
         Ok(())
     }
 
-    /// Sets entries `first..` of the first dimension of an f32 tensor to zero. The handle must be the only one.
-    pub(crate) fn zero_from(&mut self, first: usize) -> Result<()> {
-        let skipped = first * self.stride0();
-        let (at, bytes) = (self.address_mut()?, self.len().saturating_sub(skipped) * self.dtype.size());
-        let at = at + (skipped * self.dtype.size()) as u64;
+    /// Sets an f32 tensor to zero. The handle must be the only one.
+    pub(crate) fn zero(&mut self) -> Result<()> {
+        let (at, bytes) = (self.address_mut()?, self.len() * self.dtype.size());
         match self.device().gpu() {
             // SAFETY: inside the storage; the handle is unique.
             Some(gpu) => unsafe { gpu.fill(at, 0, bytes) },
             None => {
-                let values = self.f32_mut();
-                let skipped = skipped.min(values.len());
-                values[skipped..].fill(0.0);
+                self.f32_mut().fill(0.0);
                 Ok(())
             }
         }

@@ -12,6 +12,7 @@
 
 use super::bfl;
 use super::config::FluxConfig;
+use super::modulation::ModulationTable;
 use super::params::Weights;
 use super::weights::{Folder, SafeFile, Slice};
 use crate::engine::{DType, Device, Philox, Tensor};
@@ -107,25 +108,57 @@ impl BaseModel {
         activations: DType,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Weights> {
-        Weights::expect_possible(activations, device, "the base model")?;
-        let parameters = self.config.parameters();
+        self.those(device, activations, &mut self.telling(progress)?, |_| true)
+    }
+
+    /// [`BaseModel::load`] with a table for `sigma` in the place of modulation's layers ([`ModulationTable`]), of which one at
+    /// a time is on the device.
+    pub fn load_tabulated(
+        &self,
+        device: &Device,
+        activations: DType,
+        sigma: &[f32],
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Weights> {
+        let mut told = self.telling(progress)?;
+        let table = ModulationTable::new(&self.config, device, sigma, &mut |start| {
+            self.those(device, activations, &mut told, |name| name.starts_with(start))
+        })?;
+        let others = |name: &str| !ModulationTable::replaces(&self.config, name);
+        Ok(self.those(device, activations, &mut told, others)?.with_levels(table))
+    }
+
+    /// Tells `progress` the bytes done, of those that are more now, and the bytes in all.
+    fn telling<'p>(&self, progress: &'p mut dyn FnMut(u64, u64)) -> Result<impl FnMut(u64) + use<'p>> {
         let (mut done, total) = (0, self.bytes()?);
-        let mut tensors = Vec::with_capacity(parameters.len());
-        for (i, (name, shape)) in parameters.into_iter().enumerate() {
+        Ok(move |more: u64| {
+            done += more;
+            progress(done, total);
+        })
+    }
+
+    /// The weights whose names are `wanted`; `told` is told the bytes of each.
+    fn those(
+        &self,
+        device: &Device,
+        activations: DType,
+        told: &mut dyn FnMut(u64),
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Weights> {
+        Weights::expect_possible(activations, device, "the base model")?;
+        let mut tensors = Vec::new();
+        for (i, (name, shape)) in self.config.parameters().into_iter().enumerate().filter(|p| wanted(&p.1.0))
+        {
             let dtype = if shape.len() == 2 { activations } else { DType::F32 };
-            let tensor = match &self.source {
-                Source::Random => {
-                    done += half(&shape);
-                    random(&name, &shape, STREAM + i as u64, dtype, device)?
-                }
+            let (tensor, bytes) = match &self.source {
+                Source::Random => (random(&name, &shape, STREAM + i as u64, dtype, device)?, half(&shape)),
                 Source::Files(..) => {
                     let slice = self.slice(&name, &shape)?;
-                    done += slice.len() as u64;
-                    slice.weight(dtype, device)?
+                    (slice.weight(dtype, device)?, slice.len() as u64)
                 }
             };
             tensors.push((name, tensor));
-            progress(done, total);
+            told(bytes);
         }
         Ok(Weights::of(tensors, activations))
     }

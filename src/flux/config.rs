@@ -254,6 +254,16 @@ impl FluxConfig {
         p.0
     }
 
+    /// The layers that compute modulations, with the chunks of D columns that each gives, in module order.
+    pub fn modulations(&self) -> Vec<(String, usize)> {
+        let double = (0..self.num_layers).flat_map(|i| {
+            ["norm1", "norm1_context"].map(|norm| (format!("transformer_blocks.{i}.{norm}"), 6))
+        });
+        let single = (0..self.num_single_layers).map(|i| (format!("single_transformer_blocks.{i}.norm"), 3));
+        let all = double.chain(single).chain([("norm_out".to_owned(), 2)]);
+        all.map(|(norm, chunks)| (format!("{norm}.linear"), chunks)).collect()
+    }
+
     /// The modules an adapter acts on, with input and output width, in module order (METHOD §2).
     pub fn lora_targets(&self) -> Vec<(String, usize, usize)> {
         let (d, mlp) = (self.dim(), self.mlp_dim());

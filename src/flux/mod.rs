@@ -9,6 +9,7 @@ pub mod config;
 pub mod convert;
 pub mod kohya;
 pub mod lora;
+pub mod modulation;
 pub mod params;
 pub mod rounding;
 pub mod sampler;

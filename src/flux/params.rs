@@ -1,6 +1,7 @@
 //! What the transformer computes with: base weights and adapters by module name, frozen or bound to trainable leaves.
 
 use super::lora::AdapterFile;
+use super::modulation::{Levels, ModulationTable};
 use crate::autograd::{LeafId, ParamSet, Tape, Var};
 use crate::engine::{DType, Device, Tensor};
 use crate::ops::cast;
@@ -14,13 +15,31 @@ use std::sync::Arc;
 pub struct Weights {
     map: Arc<HashMap<String, (Tensor, Option<LeafId>)>>,
     activations: DType,
+    levels: Levels,
 }
 
 impl Weights {
     /// Frozen weights for passes whose activations are of `activations`, in which their matrices are already.
     pub(super) fn of(tensors: Vec<(String, Tensor)>, activations: DType) -> Self {
         let map = tensors.into_iter().map(|(name, tensor)| (name, (tensor, None))).collect();
-        Self { map: Arc::new(map), activations }
+        Self { map: Arc::new(map), activations, levels: Levels::Sinusoid }
+    }
+
+    /// Without those that `gone` names.
+    pub(super) fn without(&self, gone: impl Fn(&str) -> bool) -> Self {
+        let kept = self.map.iter().filter(|(name, _)| !gone(name));
+        let map = kept.map(|(name, entry)| (name.clone(), entry.clone())).collect();
+        Self { map: Arc::new(map), ..self.clone() }
+    }
+
+    /// With `table` for what it replaces.
+    pub(super) fn with_levels(self, table: ModulationTable) -> Self {
+        Self { levels: Levels::Table(Arc::new(table)), ..self }
+    }
+
+    /// What the model is given of noise levels.
+    pub fn levels(&self) -> &Levels {
+        &self.levels
     }
 
     /// Refuses activations that `device`, on which `what` is, cannot compute in.
@@ -37,7 +56,7 @@ impl Weights {
     pub fn trainable(params: &ParamSet) -> Self {
         let entry = |(i, name): (usize, &String)| (name.clone(), (params.master(i), Some(LeafId(i))));
         let map = Arc::new(params.names().iter().enumerate().map(entry).collect());
-        Self { map, activations: DType::F32 }
+        Self { map, activations: DType::F32, levels: Levels::Sinusoid }
     }
 
     /// Weights whose gradients go to the first leaves of a tape, in this order: without a [`ParamSet`], which has room for
@@ -45,7 +64,7 @@ impl Weights {
     pub(crate) fn leaves(tensors: Vec<(String, Tensor)>) -> Self {
         let entry = |(i, (name, tensor))| (name, (tensor, Some(LeafId(i))));
         let map = Arc::new(tensors.into_iter().enumerate().map(entry).collect());
-        Self { map, activations: DType::F32 }
+        Self { map, activations: DType::F32, levels: Levels::Sinusoid }
     }
 
     /// Copies of parameters that will not train any more.
@@ -55,7 +74,7 @@ impl Weights {
             let view = params.master(i);
             map.insert(name.clone(), (view.to(device)?.copied()?, None));
         }
-        Ok(Self { map: Arc::new(map), activations: DType::F32 })
+        Ok(Self { map: Arc::new(map), activations: DType::F32, levels: Levels::Sinusoid })
     }
 
     /// The same weights for a pass whose activations, but for the residual stream, are of `dtype`. bf16 is for CUDA devices;
@@ -68,7 +87,7 @@ impl Weights {
             let tensor = if halved { cast::to(tensor, dtype)? } else { tensor.clone() };
             map.insert(name.clone(), (tensor, *leaf));
         }
-        Ok(Self { map: Arc::new(map), activations: dtype })
+        Ok(Self { map: Arc::new(map), activations: dtype, levels: self.levels })
     }
 
     /// The dtype of activations beside the residual stream, which is f32.

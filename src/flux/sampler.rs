@@ -49,7 +49,7 @@ pub fn sample<'a>(
     let sigmas = sampling_sigmas(steps, tokens);
     let mut x = noise.clone();
     for (step, pair) in sigmas.windows(2).enumerate() {
-        let sigma = NoiseLevels::new(noise.device(), &vec![pair[0]; batch])?;
+        let sigma = flux.weights.levels().of(noise.device(), &vec![pair[0]; batch])?;
         let v = velocity(flux, tape, &x, &sigma, given)?;
         x = euler(&x, &v, &sigma.sigma, pair[1])?;
         observe(step, &v, &x);

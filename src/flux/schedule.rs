@@ -47,6 +47,12 @@ pub fn sampling_sigmas(steps: usize, image_tokens: usize) -> Vec<f32> {
     shifted.chain([0.0]).collect()
 }
 
+/// Every noise level of training, and those of a sampling run.
+pub fn known_sigmas(steps: usize, image_tokens: usize) -> Vec<f32> {
+    let training = (1..=TRAIN_STEPS).map(|i| i as f32 / TRAIN_STEPS as f32);
+    training.chain(sampling_sigmas(steps, image_tokens)).collect()
+}
+
 /// One Euler step from each sample's `sigma` `[B]` to `sigma_next`: `x + (sigma_next − sigma)·velocity`.
 pub fn euler(x: &Tensor, velocity: &Tensor, sigma: &Tensor, sigma_next: f32) -> Result<Tensor> {
     let step = Factor { at_0: sigma_next, slope: -1.0 };

@@ -7,10 +7,12 @@
 //! image.
 
 use super::config::FluxConfig;
+use super::modulation::{Levels, ModulationTable};
 use super::params::{Adapter, Weights};
 use crate::autograd::{Tape, Var};
 use crate::engine::{DType, Tensor};
 use crate::ops::attention::{Attention, GroupBias};
+use crate::ops::blend::{Blend, Factor};
 use crate::ops::cast::Cast;
 use crate::ops::concat::{Concat, Narrow};
 use crate::ops::embed::{NoiseLevels, RopeTable, sinusoid_constant};
@@ -84,6 +86,8 @@ struct Plan {
     /// Modulation of the stream, and of the text.
     stream: ModSource,
     text: ModSource,
+    /// Their rows, where a table has them.
+    rows: Option<Rows>,
     /// The tokens that adapters act on, of the stream and of the text; the condition's modulation is always adapted.
     lora_tokens: Range<usize>,
     lora_text: Range<usize>,
@@ -94,16 +98,12 @@ struct Plan {
     attention: Attention,
 }
 
-impl Plan {
-    /// That of the first `n` samples.
-    fn leading(&self, n: usize) -> Self {
-        Self {
-            stream: self.stream.leading(n),
-            text: self.text.leading(n),
-            set: Arc::new(self.set.leading(n)),
-            ..self.clone()
-        }
-    }
+/// What a table has for a batch: the rows of its noise levels, and the condition's.
+#[derive(Clone)]
+struct Rows {
+    table: Arc<ModulationTable>,
+    image: Tensor,
+    cond: Tensor,
 }
 
 /// The activations between blocks.
@@ -145,7 +145,8 @@ impl<'a> Flux<'a> {
                 observe(&format!("mid.single{block}.img"), s.x.value());
             }
         }
-        let modulation = self.wide(tape, "norm_out.linear", &s.emb, None)?;
+        let rows = plan.rows.as_ref().map(|r| &r.image);
+        let modulation = self.modulation(tape, "norm_out.linear", &s.emb, rows, None)?;
         let source = ModSource::per_sample(inputs.sigma.len());
         let last = LnModulate { source, shift: 1, scale: 0, narrow: self.narrow() };
         let img = if s.x.value().shape()[1] > plan.layout.img {
@@ -173,11 +174,15 @@ impl<'a> Flux<'a> {
         let lora = Some((plan.lora_tokens.clone(), &plan.set));
         let x = self.wide(tape, "x_embedder", &self.cast(tape, &stream)?, lora)?;
         let txt = self.wide(tape, "context_embedder", &self.cast(tape, &inputs.txt)?, None)?;
+        if let Some(Rows { table, image, cond }) = &plan.rows {
+            let [emb, cond] = [image, cond].map(|rows| table.embedding(rows).map(Var::constant));
+            let cond_emb = inputs.cond.is_some().then_some(cond).transpose()?;
+            return Ok((plan, State { x, txt, emb: emb?, cond_emb }));
+        }
         let levels = &inputs.sigma.embedding;
         let emb = self.time_embedding(tape, levels, &inputs.guidance, &inputs.pooled)?;
         observe("mid.temb", emb.value());
-        let silu = |e: &Var| self.cast(tape, &tape.one(Silu, &[e])?);
-        let emb = silu(&emb)?;
+        let emb = tape.one(Silu, &[&emb])?;
         let cond_emb = match &inputs.cond {
             None => None,
             Some(_) => {
@@ -185,8 +190,7 @@ impl<'a> Flux<'a> {
                 let pooled = Var::constant(inputs.pooled.value().leading(rows));
                 let pooled = if rows == inputs.sigma.len() { inputs.pooled.clone() } else { pooled };
                 let clean = sinusoid_constant(pooled.value().device(), &vec![0.0; rows])?;
-                let e = self.time_embedding(tape, &clean, &inputs.guidance[..rows], &pooled)?;
-                Some(silu(&e)?)
+                Some(self.time_modulation(tape, &clean, &inputs.guidance[..rows], &pooled)?)
             }
         };
         debug_assert_eq!(x.value().width(), c.dim());
@@ -233,6 +237,19 @@ impl<'a> Flux<'a> {
         }
         let text = ModSource::per_sample(batch);
         let stream = ModSource { split: img, image: (0..batch).collect(), cond: (cond > 0).then_some(map) };
+        let rows = match self.weights.levels() {
+            Levels::Sinusoid => None,
+            Levels::Table(_) if inputs.guidance.iter().any(|&g| g != 0.0) => {
+                let detail =
+                    format!("the model's modulation is a table for guidance 0, not {:?}", inputs.guidance);
+                return Err(Error::shape(OP, detail));
+            }
+            Levels::Table(table) => Some(Rows {
+                table: table.clone(),
+                image: table.batch(&inputs.sigma.embedding)?,
+                cond: table.clean(row_set.of_sample.len())?,
+            }),
+        };
         let log_m = inputs.text_multiplicity.ln();
         let log_multiplicity = (log_m != 0.0)
             .then(|| (0..layout.total()).map(|i| if i < layout.txt { log_m } else { 0.0 }).collect());
@@ -240,6 +257,7 @@ impl<'a> Flux<'a> {
             layout,
             stream,
             text,
+            rows,
             lora_tokens: if inputs.adapt_all { 0..layout.stream() } else { img..layout.stream() },
             lora_text: if inputs.adapt_all { 0..layout.txt } else { 0..0 },
             set,
@@ -275,6 +293,17 @@ impl<'a> Flux<'a> {
         mlp("text_embedder", pooled, Some(&e))
     }
 
+    /// SiLU of that: what modulations are computed from.
+    pub(super) fn time_modulation(
+        &self,
+        tape: &Tape<'a>,
+        sigma: &Tensor,
+        guidance: &[f32],
+        pooled: &Var,
+    ) -> Result<Var> {
+        tape.one(Silu, &[&self.time_embedding(tape, sigma, guidance, pooled)?])
+    }
+
     /// Runs a block, recorded in full or to be recomputed.
     fn block(
         &'a self,
@@ -288,19 +317,14 @@ impl<'a> Flux<'a> {
         let (x, txt) = if recompute {
             let plan = plan.clone();
             let inputs: Vec<&Var> = [&s.x, &s.txt, &s.emb].into_iter().chain(&s.cond_emb).collect();
-            let samples = s.x.value().shape().first().copied().unwrap_or(0);
-            let mut out = tape.recompute(&inputs, 2, move |tape, v| {
+            let mut out = tape.recompute(&inputs, move |tape, v| {
                 let state = State {
                     x: v[0].clone(),
                     txt: v[1].clone(),
                     emb: v[2].clone(),
                     cond_emb: v.get(3).cloned(),
                 };
-                let n = state.x.value().shape().first().copied().unwrap_or(0);
-                let (x, txt) = match n < samples {
-                    true => run(self, tape, &plan.leading(n), state)?,
-                    false => run(self, tape, &plan, state)?,
-                };
+                let (x, txt) = run(self, tape, &plan, state)?;
                 Ok(vec![x, txt])
             })?;
             let txt = out.pop().expect("two outputs");
@@ -314,8 +338,9 @@ impl<'a> Flux<'a> {
     fn double_block(&self, tape: &Tape<'a>, plan: &Plan, s: State, block: usize) -> Result<(Var, Var)> {
         let at = |name: &str| format!("transformer_blocks.{block}.{name}");
         let on_stream = Some((plan.lora_tokens.clone(), &plan.set));
-        let m = self.modulation(tape, plan, &at("norm1.linear"), &s)?;
-        let mt = self.wide(tape, &at("norm1_context.linear"), &s.emb, None)?;
+        let m = self.stream_modulation(tape, plan, &at("norm1.linear"), &s)?;
+        let rows = plan.rows.as_ref().map(|r| &r.image);
+        let mt = self.modulation(tape, &at("norm1_context.linear"), &s.emb, rows, None)?;
 
         let n = self.ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
         let nt = self.ln(tape, &plan.text, &s.txt, std::slice::from_ref(&mt), 0, 1)?;
@@ -353,7 +378,7 @@ impl<'a> Flux<'a> {
     fn single_block(&self, tape: &Tape<'a>, plan: &Plan, s: State, block: usize) -> Result<(Var, Var)> {
         let at = |name: &str| format!("single_transformer_blocks.{block}.{name}");
         let last = block + 1 == self.config.num_single_layers;
-        let m = self.modulation(tape, plan, &at("norm.linear"), &s)?;
+        let m = self.stream_modulation(tape, plan, &at("norm.linear"), &s)?;
         let mt = &m[..1];
         let n = self.ln(tape, &plan.stream, &s.x, &m, 0, 1)?;
         let nt = self.ln(tape, &plan.text, &s.txt, mt, 0, 1)?;
@@ -406,12 +431,44 @@ impl<'a> Flux<'a> {
     }
 
     /// The modulation tables of a block's stream: the image's, then the condition's.
-    fn modulation(&self, tape: &Tape<'a>, plan: &Plan, name: &str, s: &State) -> Result<Vec<Var>> {
+    fn stream_modulation(&self, tape: &Tape<'a>, plan: &Plan, name: &str, s: &State) -> Result<Vec<Var>> {
         // Where the image is adapted, so is its modulation.
-        let image_lora = (plan.lora_tokens.start == 0).then_some((0..1, &plan.set));
-        let mut m = vec![self.wide(tape, name, &s.emb, image_lora)?];
+        let image_set = (plan.lora_tokens.start == 0).then_some(&*plan.set);
+        let rows = plan.rows.as_ref();
+        let mut m = vec![self.modulation(tape, name, &s.emb, rows.map(|r| &r.image), image_set)?];
         if let Some(e) = &s.cond_emb {
-            m.push(self.wide(tape, name, e, Some((0..1, &plan.row_set)))?);
+            m.push(self.modulation(tape, name, e, rows.map(|r| &r.cond), Some(&plan.row_set))?);
+        }
+        Ok(m)
+    }
+
+    /// A modulation: the layer `module` of each row of `emb`, or what the table has of it in `rows`; and what those adapters
+    /// of `set` add that the row has.
+    pub(super) fn modulation(
+        &self,
+        tape: &Tape<'a>,
+        module: &str,
+        emb: &Var,
+        rows: Option<&Tensor>,
+        set: Option<&AdapterSet>,
+    ) -> Result<Var> {
+        let mut m = match (self.weights.levels(), rows) {
+            (Levels::Table(table), Some(rows)) => Var::constant(table.of(module, rows)?),
+            _ => self.wide(tape, module, &self.cast(tape, emb)?, None)?,
+        };
+        let Some(set) = set else { return Ok(m) };
+        for (i, adapter) in self.adapters.iter().enumerate() {
+            let has = |row: usize| set.of(row).contains(&i);
+            let rows = 0..set.of_sample.len();
+            if !rows.clone().any(has) {
+                continue;
+            }
+            let Some((scale, a, b)) = adapter.on(tape, module) else { continue };
+            let factors = rows.map(|row| if has(row) { scale } else { 0.0 }).collect();
+            let x = self.cast(tape, &scaled(tape, emb, factors)?)?;
+            let product = Linear { bias: false, ..Linear::plain() };
+            let down = tape.one(product.clone(), &[&x, &a])?;
+            m = tape.one(Linear { epilogue: Epilogue::Add, ..product }, &[&down, &b, &m])?;
         }
         Ok(m)
     }
@@ -567,4 +624,15 @@ impl<'a> Flux<'a> {
         });
         Ok((Linear { lora, ..form }, inputs))
     }
+}
+
+/// Each row of `x` by its factor.
+fn scaled(tape: &Tape, x: &Var, factors: Vec<f32>) -> Result<Var> {
+    if factors.iter().all(|&f| f == 1.0) {
+        return Ok(x.clone());
+    }
+    let name = format!("factors {factors:?}");
+    let factors = Tensor::constant(x.value().device(), name, &[factors.len()], || factors.clone())?;
+    let by_row = Blend { x: Factor::SIGMA, y: Factor::constant(0.0) };
+    tape.one(by_row, &[x, x, &Var::constant(factors)])
 }

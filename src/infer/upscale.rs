@@ -19,7 +19,6 @@ use crate::data::{Codec, Image};
 use crate::engine::{Device, Tensor};
 use crate::flux::sampler::velocity;
 use crate::flux::schedule::sampling_sigmas;
-use crate::ops::embed::NoiseLevels;
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -210,7 +209,7 @@ impl Sampling<'_> {
                 Tensor::from_slice(self.device, &[group.len(), channels, h, w], &values)
             };
             let (x, given) = (pack(&of(&self.x)?)?, self.model.conditions(&of(&self.cond)?, self.guidance)?);
-            let levels = NoiseLevels::new(self.device, &vec![sigma; group.len()])?;
+            let levels = self.model.weights.levels().of(self.device, &vec![sigma; group.len()])?;
             let v = unpack(velocity(&flux, &tape, &x, &levels, &given)?, h, w)?.values()?;
             for (&i, v) in group.iter().zip(v.chunks_exact(channels * h * w)) {
                 tiles.add(i, v, &mut sum);

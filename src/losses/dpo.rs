@@ -205,7 +205,7 @@ mod tests {
         for (losers, loser_weight, b) in [(1, 1.0, 1), (1, 0.5, 4), (2, 1.0, 3), (2, 0.8, 2)] {
             let op: Box<dyn Op> = Box::new(Preference { beta_eff: 2.5, losers, loser_weight });
             let n = (losers + 1) * b;
-            for f in check(&op, &[random(&d, &[n], 4, 0.6)], &[true], n).unwrap() {
+            for f in check(&op, &[random(&d, &[n], 4, 0.6)], &[true]).unwrap() {
                 println!("{losers} kinds of {b} losers, weight {loser_weight}: {:.1e}", f.error);
                 assert!(f.error < TOLERANCE, "{f:?}");
             }

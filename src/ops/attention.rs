@@ -345,7 +345,7 @@ impl Op for Attention {
     }
 }
 
-/// Three groups with a multiplicity, a mask, fewer queries than keys, a partial batch; then the tiny preset, with one
+/// Three groups with a multiplicity, a mask, fewer queries than keys; then the tiny preset, with one
 /// text token and with 512.
 pub fn cases(device: &Device) -> Vec<Case> {
     struct Shape {
@@ -404,7 +404,6 @@ pub fn cases(device: &Device) -> Vec<Case> {
         make("joint", small(5, true), 3.0, None),
         make("masked", small(5, true), 1.0, Some(apart)),
         make("last block", small(3, false), 512.0, None),
-        make("leading", small(5, true), 3.0, None).leading(1),
         make("12x129x4x32", tiny(1), 512.0, None).bench_only(),
         // FLUX.1's heads; a head between two widths, whose rows begin on no 16 bytes.
         make("hd 128", wide(128), 512.0, None).bench_only(),

@@ -56,7 +56,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
     vec![
         case(1.5, 3, 2, 4, 6),
         case(-1.0, 3, 1, 3, 5),
-        case(1.5, 3, 2, 4, 4).leading(2),
+        case(1.5, 3, 2, 4, 4),
         case(1.5, 6, 16, 16, 16).bench_only(),
     ]
 }

@@ -369,6 +369,6 @@ mod tests {
         assert!(refused(&[&x, &w, &given(&cpu, &[2], &[0.0; 2])]).contains("the bias has shape [2]"));
         assert!(refused(&[&x, &w, &given(&cpu, &[1], &[0.0]), &x]).contains("the residual has shape"));
         let needs = [true, false];
-        assert!(Conv2d::same(1).forward(&[&x, &w], &mut Save::new(&needs, 1)).is_err());
+        assert!(Conv2d::same(1).forward(&[&x, &w], &mut Save::new(&needs)).is_err());
     }
 }

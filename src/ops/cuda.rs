@@ -113,20 +113,15 @@ pub fn slope(
         .run()
 }
 
-/// The leading part of the slot's gradient = factor·x, or that is added to it; the factor is a number on the device. The
-/// rest has no gradient from here.
+/// The slot's gradient = factor·x, or that is added to it; the factor is a number on the device.
 pub fn add_scaled(gpu: &Gpu, factor: &Tensor, x: &Tensor, slot: &mut Slot) -> Result<()> {
     expect_dtypes("scale", DType::F32, &[factor, x, &slot.grad])?;
-    if !slot.accumulate {
-        slot.grad.zero_from(x.shape().first().copied().unwrap_or(1))?;
-    }
     let kernel = kernel(gpu, "elementwise.cu", if slot.accumulate { "axpy" } else { "scale" }, DType::F32)?;
-    let (n, bytes) = (x.len(), 4 * x.len());
-    gpu.launch(&kernel, [blocks(gpu, n / 4 + 1), 1, 1], THREADS)
+    gpu.launch(&kernel, [blocks(gpu, x.len() / 4 + 1), 1, 1], THREADS)
         .value(1f32)
         .read(factor)
         .read(x)
-        .write_part(&mut slot.grad, if slot.accumulate { 2 * bytes } else { bytes })
-        .value(long(n))
+        .write_or_add(&mut slot.grad, slot.accumulate)
+        .value(long(x.len()))
         .run()
 }

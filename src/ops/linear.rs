@@ -214,6 +214,14 @@ struct Layout {
     total: usize,
 }
 
+impl Layout {
+    /// Is x wanted for the gradients of these inputs?
+    fn reads_x(&self, wanted: impl Fn(usize) -> bool) -> bool {
+        let beside = [self.norm, self.resid, self.image, self.cond];
+        (self.w..self.total).any(|i| !beside.contains(&Some(i)) && wanted(i))
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Dims {
     batch: usize,
@@ -331,6 +339,11 @@ impl Op for Linear {
 }
 
 impl Linear {
+    /// Is x wanted for the gradients of these inputs?
+    pub(super) fn reads_x(&self, wanted: impl Fn(usize) -> bool) -> bool {
+        self.layout().reads_x(wanted)
+    }
+
     /// Backward. The last of x's tensors may be GELU(z) of a z that is given: the gradient in its slot, which does not
     /// accumulate, is then z's.
     pub(super) fn backward_through(
@@ -596,20 +609,19 @@ fn keep(inputs: &[&Tensor], at: &Layout, z: Option<&Tensor>, save: &mut Save) ->
     if !save.wanted() {
         return Ok(());
     }
-    let weights = (at.w..at.total).filter(|i| ![at.norm, at.resid, at.image, at.cond].contains(&Some(*i)));
-    let x_needed = weights.into_iter().any(|i| save.needs(i));
+    let x_needed = at.reads_x(|i| save.needs(i));
     for x in &inputs[..at.w] {
         save.keep(&if x_needed { (*x).clone() } else { empty(x)? });
     }
     save.keep(&z.map_or_else(|| empty(inputs[0]), |z| Ok(z.clone()))?);
     for (i, t) in inputs.iter().enumerate().skip(at.w) {
-        save.keep_whole(&if Some(i) == at.resid { empty(t)? } else { (*t).clone() });
+        save.keep(&if Some(i) == at.resid { empty(t)? } else { (*t).clone() });
     }
     Ok(())
 }
 
 /// Stands for an input that is not kept, but for its dtype.
-fn empty(like: &Tensor) -> Result<Tensor> {
+pub(super) fn empty(like: &Tensor) -> Result<Tensor> {
     Tensor::zeros_as(like.device(), &[0], like.dtype())
 }
 

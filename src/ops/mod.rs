@@ -37,8 +37,7 @@ pub mod transpose;
 
 /// A differentiable operation with many inputs and many outputs.
 ///
-/// The batch is the first dimension of input 0 and of every output. Of it only the leading `lead` samples may need
-/// gradients: what is saved, and every gradient that comes in or goes out, covers those alone.
+/// The batch is the first dimension of input 0 and of every output.
 pub trait Op: Send + Sync {
     /// The op's name, as in errors, benchmarks and reports.
     fn name(&self) -> &'static str;
@@ -60,18 +59,17 @@ pub trait Op: Send + Sync {
 /// What forward may keep for backward.
 pub struct Save<'a> {
     needs: &'a [bool],
-    lead: usize,
     kept: Vec<Tensor>,
 }
 
 impl<'a> Save<'a> {
-    /// For an op whose input `i` needs a gradient where `needs[i]`, over the leading `lead` samples.
-    pub fn new(needs: &'a [bool], lead: usize) -> Self {
-        Self { needs, lead, kept: Vec::new() }
+    /// For an op whose input `i` needs a gradient where `needs[i]`.
+    pub fn new(needs: &'a [bool]) -> Self {
+        Self { needs, kept: Vec::new() }
     }
     /// Nothing will be asked of backward.
     pub fn nothing() -> Save<'static> {
-        Save { needs: &[], lead: 0, kept: Vec::new() }
+        Save { needs: &[], kept: Vec::new() }
     }
     /// Does any input need a gradient?
     pub fn wanted(&self) -> bool {
@@ -81,21 +79,11 @@ impl<'a> Save<'a> {
     pub fn needs(&self, i: usize) -> bool {
         self.needs.get(i).copied().unwrap_or(false)
     }
-    /// Keeps the leading samples of a batched tensor, if anything is wanted at all.
+    /// Keeps a tensor, if anything is wanted at all.
     pub fn keep(&mut self, t: &Tensor) {
-        if self.wanted() {
-            self.kept.push(t.leading(self.lead));
-        }
-    }
-    /// Keeps a tensor that has no batch dimension (a weight), if anything is wanted at all.
-    pub fn keep_whole(&mut self, t: &Tensor) {
         if self.wanted() {
             self.kept.push(t.clone());
         }
-    }
-    /// How many leading samples backward will be asked for.
-    pub fn lead(&self) -> usize {
-        self.lead
     }
     /// What was kept.
     pub fn into_kept(self) -> Vec<Tensor> {
@@ -105,7 +93,7 @@ impl<'a> Save<'a> {
 
 /// Where an input's gradient goes: written the first time, accumulated afterwards.
 pub struct Slot {
-    /// The gradient, of the shape of the input's leading samples.
+    /// The gradient, of the input's shape.
     pub grad: Tensor,
     /// Add to what is there (true) or overwrite it.
     pub accumulate: bool,
@@ -187,18 +175,6 @@ impl AdapterSet {
         }
         out
     }
-    /// Those of the first `n` samples; sets that none of them uses are left out.
-    pub fn leading(&self, n: usize) -> Self {
-        let mut out = Self { sets: Vec::new(), of_sample: Vec::new() };
-        for set in self.of_sample.iter().take(n).map(|&i| &self.sets[i]) {
-            let at = out.sets.iter().position(|s| s == set).unwrap_or_else(|| {
-                out.sets.push(set.clone());
-                out.sets.len() - 1
-            });
-            out.of_sample.push(at);
-        }
-        out
-    }
     /// The adapters of sample `b`.
     pub fn of(&self, b: usize) -> &[usize] {
         &self.sets[self.of_sample[b]]
@@ -221,11 +197,6 @@ pub struct ModSource {
 }
 
 impl ModSource {
-    /// That of the first `n` samples.
-    pub fn leading(&self, n: usize) -> Self {
-        let first = |map: &RowMap| map.iter().take(n).copied().collect();
-        Self { split: self.split, image: first(&self.image), cond: self.cond.as_ref().map(first) }
-    }
     /// Every token reads row `b` of the image table, `b` being its sample.
     pub fn per_sample(batch: usize) -> Self {
         Self { split: usize::MAX, image: (0..batch).collect(), cond: None }
@@ -279,20 +250,6 @@ impl ModSource {
         Ok(())
     }
 
-    /// Refuses samples with a gradient whose table row has none.
-    fn expect_rows(op: &'static str, map: &[usize], rows: usize) -> Result<()> {
-        match map.iter().position(|&row| row >= rows) {
-            None => Ok(()),
-            Some(b) => Err(Error::shape(
-                op,
-                format!(
-                    "sample {b} has a gradient but its modulation row {} is not among the leading {rows}",
-                    map[b]
-                ),
-            )),
-        }
-    }
-
     /// Adds `f(b, t, acc)` over all tokens to chunk `chunk` of the gradients of the tables, whose slots are
     /// `slots[first]` and, for a condition table, `slots[first + 1]`: tokens in order, then samples in order.
     #[allow(clippy::too_many_arguments, reason = "three extents, the chunk, the slots and the summand")]
@@ -322,9 +279,8 @@ impl ModSource {
                     acc
                 })
                 .collect();
-            let (rows, width) = (slot.grad.shape()[0], slot.grad.width());
+            let width = slot.grad.width();
             let grad = slot.adding();
-            Self::expect_rows("modulation", &map[..batch], rows)?;
             for (b, sum) in sums.iter().enumerate() {
                 crate::engine::simd::axpy(1.0, sum, &mut grad[map[b] * width + chunk * d..][..d]);
             }
@@ -343,8 +299,6 @@ pub struct Case {
     pub inputs: Vec<Tensor>,
     /// Which inputs it has a gradient for.
     pub differentiable: Vec<bool>,
-    /// Leading samples with a gradient.
-    pub lead: usize,
     /// Floating-point operations of forward.
     pub flops: f64,
     /// Bytes that forward must at least move.
@@ -362,17 +316,15 @@ pub struct Case {
 }
 
 impl Case {
-    /// A case whose every input is differentiable, over the whole batch.
+    /// A case whose every input is differentiable.
     pub fn new(name: impl Into<String>, op: impl Op + 'static, inputs: Vec<Tensor>) -> Self {
         let differentiable = vec![true; inputs.len()];
-        let lead = inputs.first().and_then(|t| t.shape().first().copied()).unwrap_or(1);
         let bytes = inputs.iter().map(|t| (t.len() * t.dtype().size()) as f64).sum();
         Self {
             name: name.into(),
             op: Box::new(op),
             inputs,
             differentiable,
-            lead,
             flops: 0.0,
             bytes,
             check: true,
@@ -416,11 +368,6 @@ impl Case {
     /// Is it for a GPU, and too long for its emulator?
     pub fn long(&self) -> bool {
         self.flops > 1e9
-    }
-    /// Only the first `lead` samples carry gradients.
-    pub fn leading(mut self, lead: usize) -> Self {
-        self.lead = lead;
-        self
     }
     /// Too large for finite differences: benchmark only.
     pub fn bench_only(mut self) -> Self {

@@ -1,11 +1,11 @@
 //! Means, summed in f64 in a fixed order.
 //!
 //! ```text
-//! MeanSquare:  v [≥n, …], target [n, …] → e [n],   e_b = mean over the sample of (v_b − target_b)²
+//! MeanSquare:  v [n, …], target [n, …] → e [n],    e_b = mean over the sample of (v_b − target_b)²
 //! Mean:        x [n] → scalar,                      mean of x
 //! ```
 //! MeanSquare saves `v − target` and is differentiable in v alone: `dv_b = 2·(v_b − target_b)/N · de_b`, N values per
-//! sample; samples of v beyond the n of the target are not read. Mean saves n: `dx_b = dy/n`.
+//! sample. Mean saves n: `dx_b = dy/n`.
 
 mod launch;
 
@@ -32,17 +32,12 @@ impl Op for MeanSquare {
         expect_f32("mean_square", inputs)?;
         expect_constant("mean_square", save, &[(1, "target")])?;
         let [v, target] = [inputs[0], inputs[1]];
-        let (sv, st) = (v.shape(), target.shape());
-        if sv.is_empty() || st.is_empty() || sv[1..] != st[1..] || sv[0] < st[0] || v.stride0() == 0 {
-            return Err(Error::shape(
-                "mean_square",
-                format!(
-                    "v has shape {sv:?}, the target {st:?}; wanted at least as many samples of one shape"
-                ),
-            ));
+        v.expect("mean_square", "v", target.shape())?;
+        if target.is_empty() || target.shape().is_empty() {
+            return Err(Error::shape("mean_square", format!("v has shape {:?}: no value", v.shape())));
         }
-        let (n, each) = (st[0], target.stride0());
-        let mut residual = Tensor::empty(v.device(), st)?;
+        let (n, each) = (target.shape()[0], target.stride0());
+        let mut residual = Tensor::empty(v.device(), target.shape())?;
         let mut out = Tensor::empty(v.device(), &[n])?;
         if let Some(gpu) = v.device().gpu() {
             launch::mean_square(gpu, v, target, &mut residual, &mut out)?;
@@ -97,7 +92,7 @@ impl Op for Mean {
         if x.shape().len() != 1 || x.is_empty() {
             return Err(Error::shape("mean", format!("the input has shape {:?}, wanted [n ≥ 1]", x.shape())));
         }
-        save.keep_whole(&Tensor::scalar(&Device::cpu(), x.len() as f32)?);
+        save.keep(&Tensor::scalar(&Device::cpu(), x.len() as f32)?);
         if let Some(gpu) = x.device().gpu() {
             return Ok(vec![launch::mean(gpu, x)?]);
         }
@@ -121,25 +116,23 @@ impl Op for Mean {
     }
 }
 
-/// Small ones for gradcheck, one with more samples than targets; the velocities of one batch of the tiny preset.
+/// Small ones for gradcheck; the velocities of one batch of the tiny preset.
 pub fn cases(device: &Device) -> Vec<Case> {
-    let square = |samples: usize, targets: usize, each: &[usize]| {
-        let shape = |n: usize| [&[n], each].concat();
-        let inputs = vec![random(device, &shape(samples), 1, 1.0), random(device, &shape(targets), 2, 1.0)];
+    let square = |samples: usize, each: &[usize]| {
+        let shape = [&[samples], each].concat();
+        let inputs = vec![random(device, &shape, 1, 1.0), random(device, &shape, 2, 1.0)];
         let n = inputs[1].len();
         let mut case = Case::new(format!("mean_square/{n}"), MeanSquare, inputs).constant(&[1]);
         case.bytes = 8.0 * n as f64;
-        case.cost(3.0 * n as f64, targets)
+        case.cost(3.0 * n as f64, samples)
     };
     let mean =
         |n: usize| Case::new(format!("mean/{n}"), Mean, vec![random(device, &[n], 1, 1.0)]).cost(n as f64, 1);
     vec![
-        square(3, 3, &[2, 3, 4]),
-        square(4, 3, &[7]),
-        square(4, 3, &[2, 5]).leading(2),
-        square(12, 6, &[16, 16, 16]).bench_only(),
+        square(3, &[2, 3, 4]),
+        square(3, &[7]),
+        square(6, &[16, 16, 16]).bench_only(),
         mean(5),
-        mean(5).leading(3),
         mean(6).bench_only(),
     ]
 }
@@ -151,7 +144,7 @@ mod tests {
     #[test]
     fn a_sample_is_its_own_mean_wherever_it_stands() {
         let d = Device::cpu_poisoned();
-        let (v, t) = (random(&d, &[4, 3, 50], 1, 1.0), random(&d, &[3, 3, 50], 2, 1.0));
+        let (v, t) = (random(&d, &[3, 3, 50], 1, 1.0), random(&d, &[3, 3, 50], 2, 1.0));
         let all = MeanSquare.forward(&[&v, &t], &mut Save::nothing()).unwrap().remove(0);
         for b in 0..3 {
             let rows = |x: &Tensor| x.rows(b..b + 1).unwrap();
@@ -162,7 +155,8 @@ mod tests {
                 v.f32().iter().zip(t.f32()).map(|(v, t)| f64::from(v - t).powi(2)).sum::<f64>() / 150.0;
             assert!((f64::from(one.item()) - want).abs() < 1e-7 * want);
         }
-        let e = MeanSquare.forward(&[&t, &v], &mut Save::nothing()).unwrap_err().to_string();
+        let more = random(&d, &[4, 3, 50], 1, 1.0);
+        let e = MeanSquare.forward(&[&more, &t], &mut Save::nothing()).unwrap_err().to_string();
         assert!(e.contains("[3, 3, 50]") && e.contains("[4, 3, 50]"), "{e}");
         assert!(Mean.forward(&[&v], &mut Save::nothing()).is_err());
     }

@@ -67,7 +67,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
             .half(&[0])
             .cost(5.0 * n as f64, n)
     };
-    vec![case(&[3, 5, 7]), case(&[3, 5, 7]).leading(2), case(&[12, 128]).bench_only()]
+    vec![case(&[3, 5, 7]), case(&[12, 128]).bench_only()]
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::autograd::{ParamSet, Tape, Var};
 use crate::data::{Image, Plane, Sampler};
 use crate::engine::cuda::{Feed, Graph, Readback};
 use crate::engine::{Device, Philox, Tensor};
+use crate::flux::modulation::Levels;
 use crate::flux::schedule::{logit_normal, sigma_of};
 use crate::flux::transformer::Flux;
 use crate::losses::dpo::{Preference, Stats};
@@ -24,7 +25,7 @@ use crate::losses::flow_matching::noised;
 use crate::losses::riesz::Riesz;
 use crate::ops::AdapterSet;
 use crate::ops::blend::{Blend, Factor};
-use crate::ops::embed::{self, NoiseLevels};
+use crate::ops::embed::NoiseLevels;
 use crate::ops::patch::Pack;
 use crate::{Error, Result};
 use std::cell::Cell;
@@ -38,13 +39,14 @@ enum Use {
     SigmaLoser = 3,
 }
 
-/// Steps between two measurements of the cosine between the adversary's perturbation and the Riesz direction.
-const COSINE_EVERY: u64 = 20;
+/// Micro-batches between two measurements of the cosine between the adversary's perturbation and the Riesz direction.
+pub(super) const COSINE_EVERY: u64 = 20;
 
 /// Makes a stage's micro-batches on the host, but for what a codec on the device does: pure functions of (seed, stage, number).
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Loader<'c> {
     sampler: &'c Sampler,
+    levels: Levels,
     stage: StageName,
     batch: usize,
     seed: u64,
@@ -74,6 +76,7 @@ impl<'c> Loader<'c> {
         };
         Self {
             sampler: plan.sampler.as_ref().unwrap_or(&context.sampler),
+            levels: plan.levels(),
             stage: plan.stage,
             batch: context.config.stage(plan.stage).batch,
             seed: context.config.run.seed,
@@ -92,10 +95,10 @@ impl<'c> Loader<'c> {
             let mut n = vec![0.0; self.batch];
             self.stream(level).normals(index * self.batch as u64, &mut n);
             let sigma: Vec<f32> = n.into_iter().map(|n| sigma_of(logit_normal(n))).collect();
-            let embedding = embed::sinusoids(&NoiseLevels::times(&sigma));
-            Drawn { counter, sigma, embedding }
+            let embedding = self.levels.rows(&sigma)?;
+            Ok(Drawn { counter, sigma, embedding })
         };
-        let draws = kinds.into_iter().flatten().map(draw).collect();
+        let draws = kinds.into_iter().flatten().map(draw).collect::<Result<_>>()?;
         Ok(Prepared { target: batch.target, cond: batch.cond, draws })
     }
 
@@ -108,7 +111,7 @@ impl<'c> Loader<'c> {
         if self.sampler.codec().device().is_some() {
             target[0] = Plane::Picture(Image::zeros(crop, crop));
         }
-        let embedding = vec![0.0; self.batch * embed::WIDTH];
+        let embedding = vec![0.0; self.batch * self.levels.width()];
         let drawn = || Drawn { counter: [0; 3], sigma: vec![0.5; self.batch], embedding: embedding.clone() };
         let draws = (0..1 + usize::from(self.loser.is_some())).map(|_| drawn()).collect();
         Prepared { target, cond, draws }
@@ -142,9 +145,9 @@ struct Draw {
 }
 
 impl Draw {
-    fn new(device: &Device, batch: usize) -> Result<Self> {
+    fn new(device: &Device, batch: usize, width: usize) -> Result<Self> {
         let zeros = |shape: &[usize]| Tensor::zeros(device, shape);
-        let levels = NoiseLevels { sigma: zeros(&[batch])?, embedding: zeros(&[batch, embed::WIDTH])? };
+        let levels = NoiseLevels { sigma: zeros(&[batch])?, embedding: zeros(&[batch, width])? };
         Ok(Self { counter: zeros(&[3, 2])?, levels })
     }
 
@@ -160,13 +163,13 @@ impl Draw {
 }
 
 impl Inputs {
-    fn new(device: &Device, shape: &[usize], losers: bool) -> Result<Self> {
+    fn new(device: &Device, shape: &[usize], losers: bool, width: usize) -> Result<Self> {
         let planes = || Tensor::zeros(device, shape);
         Ok(Self {
             target: planes()?,
             cond: planes()?,
-            winner: Draw::new(device, shape[0])?,
-            loser: losers.then(|| Draw::new(device, shape[0])).transpose()?,
+            winner: Draw::new(device, shape[0], width)?,
+            loser: losers.then(|| Draw::new(device, shape[0], width)).transpose()?,
         })
     }
 
@@ -269,7 +272,7 @@ pub(super) struct Micros<'c> {
 impl<'c> Micros<'c> {
     pub fn new(context: &'c Context<'c>, plan: &'c Plan, loader: &Loader<'c>) -> Result<Self> {
         let device = &context.device;
-        let mut inputs = Inputs::new(device, &loader.shape(), loader.loser.is_some())?;
+        let mut inputs = Inputs::new(device, &loader.shape(), loader.loser.is_some(), loader.levels.width())?;
         let bytes = inputs.tensors().iter().map(|t| 4 * t.len()).sum();
         Ok(Self {
             context,
@@ -391,7 +394,7 @@ impl<'c> Micros<'c> {
         let (objective, pairs) = (self.objective(beta), self.pairs()?);
         let (weights, adapters) = self.plan.model(self.context.config, params)?;
         let flux = Flux { config: &self.context.flux, weights: &weights, adapters: &adapters };
-        let tape = self.on(objective.tape(pairs.winner.shape()[0], params.leaves()));
+        let tape = self.on(Tape::new(params.leaves()));
         let out = as_dpo(&flux, &tape, &objective, &policies(), &pairs, self.mode())?;
         self.kept.set(self.context.device.stats().live);
         tape.backward(&out.loss, None)?;
@@ -423,7 +426,8 @@ impl<'c> Micros<'c> {
         let flux = Flux { config: &self.context.flux, weights: &weights, adapters: &adapters };
         let sigma = &pairs.sigma_winner.sigma;
         let (x_w, target) = noised(&pairs.winner, &pairs.noise_winner, sigma)?;
-        let (reference, mode) = (&policies().reference, self.mode());
+        // Beside what a captured micro-batch holds: so as to need little.
+        let (reference, mode) = (&policies().reference, Mode { recompute: true, ..self.mode() });
         let best = riesz_perturbation(&flux, &objective, reference, &pairs, &x_w, &target, mode)?;
         let difference = Blend { x: Factor::constant(1.0), y: Factor::constant(-1.0) };
         let moved = difference.of(losers, &pairs.winner, sigma)?;

@@ -1,8 +1,9 @@
 //! The objectives as one forward pass each: from latents and noise to a loss on the tape.
 //!
 //! An AS-DPO step is (i) one no-grad adversary forward on the winners, (ii) the synthesis of the adversarial losers,
-//! (iii) ONE batched forward of policy and reference on winners, dataset losers and adversarial losers, whose leading
-//! half, the policy's, carries gradients.
+//! (iii) one no-grad forward of the reference on winners, dataset losers and adversarial losers, and one of the policy,
+//! on the tape. The two are passes of their own, not halves of one: what a pass keeps for backward are whole tensors,
+//! and the reference's samples would be kept beside the policy's.
 
 use crate::autograd::{Leaves, Tape, Var};
 use crate::engine::Tensor;
@@ -218,8 +219,7 @@ pub struct Negative {
     pub target: Tensor,
 }
 
-/// One AS-DPO forward on a tape whose gradients cover the leading `streams·b` samples: make it with
-/// [`AsDpo::tape`].
+/// One AS-DPO forward, whose policy pass is recorded on `tape`.
 pub fn as_dpo<'a>(
     flux: &'a Flux<'a>,
     tape: &Tape<'a>,
@@ -261,15 +261,14 @@ pub fn as_dpo<'a>(
         sigma.push(sigma_w);
     }
     let streams = x.len();
-    let n = streams * b;
-    let twice = |t: &[&Tensor]| Tensor::stack(&[t, t].concat());
-    let set = AdapterSet::runs(&[(policies.policy.clone(), n), (policies.reference.clone(), n)]);
-    let cond = Tensor::stack(&vec![&pairs.cond; 2 * streams])?;
-    let sigma = NoiseLevels::stack(&[&sigma[..], &sigma].concat())?;
-    let v = velocity(flux, tape, &Var::constant(twice(&x)?), &cond, &sigma, set, mode)?;
+    let x = Var::constant(Tensor::stack(&x)?);
+    let cond = Tensor::stack(&vec![&pairs.cond; streams])?;
+    let sigma = NoiseLevels::stack(&sigma)?;
+    let set = |of: &[usize]| AdapterSet::uniform(of.to_vec(), streams * b);
+    let reference = velocity(flux, &tape.aside(), &x, &cond, &sigma, set(&policies.reference), mode)?;
+    let v = velocity(flux, tape, &x, &cond, &sigma, set(&policies.policy), mode)?;
     let target = Tensor::stack(&target)?;
-    let v_reference = v.value().rows(n..2 * n)?;
-    let (reference, wanted) = (Var::constant(v_reference.clone()), Var::constant(target.clone()));
+    let (v_reference, wanted) = (reference.value().clone(), Var::constant(target.clone()));
     let gaps = tape.one(objective.gap.clone(), &[&v, &reference, &wanted])?;
     let preference = Preference {
         loser_weight: objective.loser_weight,
@@ -287,7 +286,7 @@ pub fn as_dpo<'a>(
         gaps: gaps.value().clone(),
         preference,
         held,
-        v_policy: v.value().leading(n),
+        v_policy: v.value().clone(),
         v_reference,
         target,
         v_adversary,
@@ -296,10 +295,6 @@ pub fn as_dpo<'a>(
 }
 
 impl AsDpo {
-    /// A tape for a batch of `b` pairs, with gradients into `leaves`.
-    pub fn tape<'a>(&self, b: usize, leaves: Leaves) -> Tape<'a> {
-        Tape::new(leaves).leading(self.streams() * b)
-    }
     /// Winner and losers per pair.
     pub fn streams(&self) -> usize {
         if self.adversary == Adversary::None { 2 } else { 3 }
@@ -353,7 +348,7 @@ pub fn riesz_perturbation<'a>(
 ) -> Result<Tensor> {
     let b = x_w.shape()[0];
     let tape = Tape::new(Leaves::default());
-    let x = tape.input(x_w.clone(), b);
+    let x = tape.input(x_w.clone());
     let set = AdapterSet::uniform(reference.to_vec(), b);
     let v = velocity(flux, &tape, &x, &pairs.cond, &pairs.sigma_winner, set, mode)?;
     let sigma = &pairs.sigma_winner.sigma;

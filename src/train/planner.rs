@@ -6,7 +6,7 @@
 
 use super::checkpoint::TrainState;
 use super::config::Config;
-use super::micro::{Loader, Micros};
+use super::micro::{COSINE_EVERY, Loader, Micros};
 use super::monitor::Monitor;
 use super::options::{Named, StageName};
 use super::stages::{Artifacts, Context};
@@ -85,7 +85,7 @@ pub(super) fn stage(
     let held = |tensors: &mut dyn Iterator<Item = &Tensor>| -> usize {
         tensors.map(|t| size_class(t.len() * t.dtype().size())).sum()
     };
-    let base = made.base.as_ref().map_or(0, |w| held(&mut w.iter().map(|w| w.1)));
+    let base = made.base.as_ref().map_or(0, |w| held(&mut w.iter().map(|w| w.1).chain(w.levels().tensor())));
     let adapters = made.adapters.values().flat_map(|f| f.modules.values());
     let adapters = held(&mut adapters.flat_map(|m| [&m.a, &m.b]));
     let before = device.stats().live;
@@ -105,7 +105,10 @@ pub(super) fn stage(
     let standing = device.stats().live;
     let mut underway = Underway::new(micros, Box::new(|| Some(Ok(loader.blank()))), 0);
     underway.send()?;
-    for _ in 0..UPDATES {
+    // The first ones, and one that measures a cosine besides.
+    let measuring = COSINE_EVERY as usize / o.accumulation;
+    for step in (0..UPDATES).chain((UPDATES..o.steps).contains(&measuring).then_some(measuring)) {
+        state.step = step;
         context.launch(&plan, &mut state, &mut underway)?;
         underway.discard()?;
     }

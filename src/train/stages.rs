@@ -8,12 +8,14 @@ use super::objective::Adversary;
 use super::options::{Named, StageName};
 use super::validation::Validation;
 use crate::autograd::ParamSet;
-use crate::data::{Degradation, Sampler};
+use crate::data::{Codec, Degradation, Sampler};
 use crate::engine::{DType, Device};
 use crate::flux::base::BaseModel;
 use crate::flux::config::FluxConfig;
 use crate::flux::lora::{AdapterFile, LoraModule};
+use crate::flux::modulation::Levels;
 use crate::flux::params::{Adapter, Weights};
+use crate::flux::schedule::known_sigmas;
 use crate::infer::model::layout;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -114,6 +116,11 @@ impl Plan {
         (0..self.below.len() + usize::from(self.adapter.is_some())).collect()
     }
 
+    /// What the model is given of noise levels.
+    pub fn levels(&self) -> Levels {
+        self.base.as_ref().map(|base| base.levels().clone()).unwrap_or_default()
+    }
+
     /// May weight decay apply to each parameter? To matrices.
     pub fn decays(&self, params: &ParamSet) -> Vec<bool> {
         (0..params.names().len()).map(|i| params.shape(i).len() == 2).collect()
@@ -126,7 +133,8 @@ impl Context<'_> {
         let find = |name: &str| made.adapters.get(name).cloned().ok_or_else(|| missing(stage, name));
         let base = || {
             let base = made.base.clone().ok_or_else(|| missing(stage, layout::BASE))?;
-            base.computing_in(self.config.run.precision.dtype())
+            let base = base.computing_in(self.config.run.precision.dtype())?;
+            base.tabulated(&self.flux, &self.device, &known_levels(self.config, self.sampler.codec()))
         };
         let plan = Plan { stage, adapter: None, base: None, below: Vec::new(), beside: None, sampler: None };
         Ok(match stage {
@@ -194,13 +202,14 @@ impl Context<'_> {
 }
 
 impl Artifacts {
-    /// Loads the base model at `path`, or in it, whose dimensions must be `config`'s, its matrices in `dtype`.
+    /// Loads the base model at `path`, or in it, whose dimensions must be `config`'s, its matrices in `dtype`, with a table of
+    /// modulations for `sigma`, if there are any.
     pub fn load_base(
         &mut self,
         path: &Path,
         config: &FluxConfig,
         device: &Device,
-        dtype: DType,
+        (dtype, sigma): (DType, &[f32]),
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         let stored = BaseModel::open(path)?;
@@ -209,14 +218,17 @@ impl Artifacts {
             let detail = format!("another model than the options ask for: {differences}");
             return Err(Error::format(path.join("config.json"), detail));
         }
-        self.base = Some(stored.load(device, dtype, progress)?);
+        self.base = Some(match sigma {
+            [] => stored.load(device, dtype, progress)?,
+            sigma => stored.load_tabulated(device, dtype, sigma, progress)?,
+        });
         Ok(())
     }
 
     /// Adds what an earlier run directory holds, of `names` (see [`layout`]).
     pub fn load(&mut self, run: &Path, names: &[&str], config: &FluxConfig, device: &Device) -> Result<()> {
         if names.contains(&layout::BASE) {
-            self.load_base(&run.join(layout::BASE), config, device, DType::F32, &mut |_, _| ())?;
+            self.load_base(&run.join(layout::BASE), config, device, (DType::F32, &[]), &mut |_, _| ())?;
         }
         for &name in names.iter().filter(|n| **n != layout::BASE) {
             let dir = run.join(name);
@@ -251,6 +263,13 @@ impl Artifacts {
         self.adapters.insert(name.to_owned(), file);
         Ok(())
     }
+}
+
+/// The noise levels that training and looking at held-out crops ask a frozen base for.
+pub(super) fn known_levels(config: &Config, codec: &Codec) -> Vec<f32> {
+    // A token is 2×2 latents.
+    let side = config.data.crop / codec.block() / 2;
+    known_sigmas(config.run.eval_steps, side * side)
 }
 
 pub(super) fn missing(stage: StageName, what: &str) -> Error {

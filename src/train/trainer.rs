@@ -103,7 +103,8 @@ impl Context<'_> {
         let loader = Loader::new(self, &plan);
         std::thread::scope(|scope| {
             let numbers = (state.step * o.accumulation) as u64..(o.steps * o.accumulation) as u64;
-            let mut made = numbers.map(move |index| loader.prepare(index));
+            let making = loader.clone();
+            let mut made = numbers.map(move |index| making.prepare(index));
             // While a device computes one micro-batch the next is on its way there and the one after it is made. The CPU
             // would compute no less meanwhile; and this thread, which waits, is one of the pool's.
             let ahead = self.device.gpu().is_some() && rayon::current_num_threads() > 1;

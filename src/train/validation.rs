@@ -124,7 +124,7 @@ impl Validation {
         let target = if towards_bad { &self.bad_latents } else { &self.hq_latents };
         let flux = policy.flux();
         let loss = SIGMAS.iter().map(|&sigma| {
-            let (sigmas, set) = (self.levels(sigma)?, policy.set(self.crops()));
+            let (sigmas, set) = (self.levels(policy, sigma)?, policy.set(self.crops()));
             let tape = Tape::no_grad();
             let e = flow_matching(&flux, &tape, target, &self.cond, &self.noise, &sigmas, set, MODE)?;
             Ok(f64::from(e.value().values()?[0]) / SIGMAS.len() as f64)
@@ -163,7 +163,7 @@ impl Validation {
     /// Velocities `[B, C, H, W]` at the middle noise level: what two forms of one model must agree on.
     pub fn velocities(&self, policy: &Policy) -> Result<Tensor> {
         let x = Var::constant(self.noise.clone());
-        let sigma = self.levels(SIGMAS[SIGMAS.len() / 2])?;
+        let sigma = self.levels(policy, SIGMAS[SIGMAS.len() / 2])?;
         let set = policy.set(self.crops());
         let v = velocity(&policy.flux(), &Tape::no_grad(), &x, &self.cond, &sigma, set, MODE)?;
         Ok(v.value().clone())
@@ -174,8 +174,8 @@ impl Validation {
     }
 
     /// One noise level for all crops.
-    fn levels(&self, sigma: f32) -> Result<NoiseLevels> {
-        NoiseLevels::new(self.noise.device(), &vec![sigma; self.crops()])
+    fn levels(&self, policy: &Policy, sigma: f32) -> Result<NoiseLevels> {
+        policy.weights.levels().of(self.noise.device(), &vec![sigma; self.crops()])
     }
 
     fn picture(&self, restored: &[Image], truth: &[Image], last: &str) -> Result<Image> {

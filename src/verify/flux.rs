@@ -70,8 +70,8 @@ pub(super) fn plain_pass(
     let model = Model::of(config, weights, run)?;
     let flux = model.flux(&[]);
     let tape = model.on(Tape::new(leaves));
-    let img = tape.input(f.tensor("in.hidden_states", device)?, batch);
-    let txt = tape.input(f.tensor("in.encoder_hidden_states", device)?, batch);
+    let img = tape.input(f.tensor("in.hidden_states", device)?);
+    let txt = tape.input(f.tensor("in.encoder_hidden_states", device)?);
     let inputs = Inputs {
         img: img.clone(),
         cond: None,
@@ -164,9 +164,8 @@ pub(super) fn conditioned(f: &mut Fixture, run: &Run) -> Result<()> {
             .collect::<Result<Vec<_>>>()?;
         let flux = model.flux(&adapters);
         let tape = model.on(Tape::new(params.leaves()));
-        let batch = target.shape()[0];
-        let img = tape.input(f.tensor("in.hidden_states", device)?, batch);
-        let cond = tape.input(f.tensor("in.condition", device)?, batch);
+        let img = tape.input(f.tensor("in.hidden_states", device)?);
+        let cond = tape.input(f.tensor("in.condition", device)?);
         let set = (0..adapters.len()).collect();
         let inputs = cond_inputs(f, config, device, set, Some((img.clone(), cond.clone())))?;
         let v = flux.forward(&tape, &inputs)?;

@@ -41,9 +41,8 @@ pub(super) fn replay(f: &mut Fixture, run: &Run) -> Result<()> {
 fn energy(f: &Fixture, x: &str, spectrum: Spectrum, s: f64, device: &Device) -> Result<(Vec<f32>, Tensor)> {
     let x = f.tensor(x, device)?;
     let zero = Var::constant(Tensor::zeros(device, x.shape())?);
-    let n = x.shape()[0];
     let tape = Tape::new(Leaves::default());
-    let v = tape.input(x, n);
+    let v = tape.input(x);
     let gap = tape.one(SobolevGap::new(Metric { s, spectrum, weight: Weight::Raw }), &[&v, &zero, &zero])?;
     tape.backward(&gap, None)?;
     let grad = tape.grad(&v).ok_or_else(|| f.error("no gradient arrived"))?;

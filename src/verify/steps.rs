@@ -197,7 +197,7 @@ fn variant(f: &mut Fixture, run: &Run, model: &Model, pairs: &Pairs, name: &str)
             [sft, Adapter::trainable("train_dpo", scale_of(&dpo), params)?, run.frozen(&adv, 1.0)?];
         let flux = model.flux(&adapters);
         let policies = Policies { policy: vec![0, 1], reference: vec![0], adversary: vec![0, 2] };
-        let tape = model.on(objective.tape(pairs.sigma_winner.len(), params.leaves()));
+        let tape = model.on(Tape::new(params.leaves()));
         let out = as_dpo(&flux, &tape, &objective, &policies, pairs, MODE)?;
         tape.backward(&out.loss, None)?;
         params.take_back(tape.into_leaves())?;

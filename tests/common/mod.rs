@@ -184,7 +184,7 @@ impl World {
         let flux = Flux { config: &self.config, weights: &self.weights, adapters: &adapters };
         let policies = Policies { policy: vec![0, 1], reference: vec![0], adversary: vec![0, 2] };
         let tape = match record {
-            true => objective.tape(pairs.sigma_winner.len(), params.leaves()),
+            true => Tape::new(params.leaves()),
             false => Tape::no_grad(),
         };
         let out = as_dpo(&flux, &tape, objective, &policies, pairs, mode)?;

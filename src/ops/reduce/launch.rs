@@ -22,28 +22,21 @@ pub fn mean_square(
     // f64: two f32 each.
     let mut partial = Tensor::empty(v.device(), &[samples * pieces, 2])?;
     let kernel = gpu.kernel(SOURCE, "mean_square_fwd_f32")?;
-    // Of v only the samples that have a target.
-    let launch = gpu.launch(&kernel, [pieces, samples, 1], cuda::THREADS).read_part(v, 4 * target.len());
-    let launch = launch.read(target);
+    let launch = gpu.launch(&kernel, [pieces, samples, 1], cuda::THREADS).read(v).read(target);
     launch.write(residual).write(&mut partial).value(cuda::long(each)).run()?;
     let kernel = gpu.kernel(SOURCE, "mean_square_fwd_sum_f32")?;
     let launch = gpu.launch(&kernel, [samples, 1, 1], 32).read(&partial).write(out);
     launch.value(cuda::int("mean_square", pieces)?).value(each as f64).run()
 }
 
-/// The gradient of v over the samples whose residual was kept; the others have none.
+/// The gradient of v.
 pub fn mean_square_backward(gpu: &Gpu, residual: &Tensor, de: &Tensor, slot: &mut Slot) -> Result<()> {
     let (samples, each) = (residual.shape()[0], residual.stride0());
-    if !slot.accumulate {
-        slot.grad.zero_from(samples)?;
-    }
     let kernel = gpu.kernel(SOURCE, "mean_square_bwd_f32")?;
     // Four values to a thread, beside the one that each reads of de.
     let launch = gpu.launch(&kernel, [cuda::blocks(gpu, each.div_ceil(4)), samples, 1], cuda::THREADS);
-    let bytes = 4 * residual.len();
-    let launch = launch.read(residual).read_part(de, 4 * samples).write_part(&mut slot.grad, bytes);
-    let launch = launch.moves(if slot.accumulate { bytes } else { 0 }).value(cuda::long(each));
-    launch.value(2.0 / each as f32).value(i32::from(slot.accumulate)).run()
+    let launch = launch.read(residual).read(de).write_or_add(&mut slot.grad, slot.accumulate);
+    launch.value(cuda::long(each)).value(2.0 / each as f32).value(i32::from(slot.accumulate)).run()
 }
 
 /// The mean of a vector.
@@ -55,13 +48,13 @@ pub fn mean(gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-/// dy/n for every value that has a gradient.
+/// dy/n for every value.
 pub fn mean_backward(gpu: &Gpu, dy: &Tensor, n: f32, slot: &mut Slot) -> Result<()> {
-    let lead = slot.grad.len();
+    let values = slot.grad.len();
     let kernel = gpu.kernel(SOURCE, "mean_bwd_f32")?;
     let launch = gpu
-        .launch(&kernel, [lead.div_ceil(256), 1, 1], cuda::THREADS)
+        .launch(&kernel, [values.div_ceil(256), 1, 1], cuda::THREADS)
         .read(dy)
         .write_or_add(&mut slot.grad, slot.accumulate);
-    launch.value(cuda::int("mean", lead)?).value(n).value(i32::from(slot.accumulate)).run()
+    launch.value(cuda::int("mean", values)?).value(n).value(i32::from(slot.accumulate)).run()
 }

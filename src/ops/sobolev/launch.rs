@@ -56,7 +56,7 @@ pub struct Problem<'a> {
     pub scale: Option<f32>,
 }
 
-/// The gap of every sample; ∂ of the leading samples into `partial`.
+/// The gap of every sample; ∂ into `partial`, which is empty where none is wanted.
 pub fn forward(gpu: &Gpu, problem: &Problem, partial: &mut Tensor) -> Result<Tensor> {
     let &Problem { fields: [v, v_ref, target], extents: [n, c, h, w], metric, route, scale } = problem;
     let limit = gpu.properties().shared_limit as usize;
@@ -136,12 +136,9 @@ pub fn apply(gpu: &Gpu, metric: &Metric, x: &Tensor, out: &mut Tensor) -> Result
     Ok(())
 }
 
-/// dv = ∂·dgap over the samples that have one; the others have no gradient.
+/// dv = ∂·dgap.
 pub fn backward(gpu: &Gpu, partial: &Tensor, dgap: &Tensor, slot: &mut Slot) -> Result<()> {
     let (samples, each) = (partial.shape()[0], partial.stride0());
-    if !slot.accumulate {
-        slot.grad.zero_from(samples)?;
-    }
     let kernel = gpu.kernel(SOURCE, "sobolev_gap_bwd_f32")?;
     gpu.launch(&kernel, [cuda::blocks(gpu, each / 4 + 1), samples, 1], cuda::THREADS)
         .read(partial)

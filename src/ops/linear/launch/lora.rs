@@ -154,7 +154,7 @@ impl Linear {
         let Some(stack) = self.stack(gpu, at, input, d)? else {
             // Those that act on nothing.
             for slot in slots[at.lora..].iter_mut().flatten().filter(|s| !s.accumulate) {
-                slot.grad.zero_from(0)?;
+                slot.grad.zero()?;
             }
             return Ok(None);
         };

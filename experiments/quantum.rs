@@ -101,9 +101,9 @@ fn batch(sampler: &Sampler, index: usize) -> Result<Pairs> {
         let sigma: Vec<f32> = normals(kind, BATCH).into_iter().map(|n| sigma_of(logit_normal(n))).collect();
         NoiseLevels::new(device, &sigma)
     };
-    let cond = planes(&batch.cond)?;
+    let cond = planes(&sampler.latents(&batch.cond)?)?;
     Ok(Pairs {
-        winner: planes(&batch.hq)?,
+        winner: planes(&sampler.latents(&batch.target)?)?,
         cond: Tape::no_grad().one(Pack, &[&Var::constant(cond.clone())])?.value().clone(),
         noise_winner: planes(&normals(0, cond.len()))?,
         noise_loser: planes(&normals(1, cond.len()))?,

@@ -42,6 +42,25 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
+/// A plan launches nothing: for a GPU that is not here it wants no driver, no emulator and no compiler, nor a cache for what that
+/// would make.
+#[test]
+fn a_gpu_that_is_not_here_is_planned_for() {
+    if library::find_driver(Driver::Nvidia).is_ok() {
+        return println!("skipped: this machine has a driver");
+    }
+    let (dir, empty) = (folder(), folder());
+    let plan = || engine(dir.path(), "train --preset nano --dry-run --set run.precision=bf16 --device cuda");
+    let said = went_well(plan().output().expect("the binary runs"));
+    for part in ["base: ", "asdpo: ", "weights ", "activations ", "workspace "] {
+        assert!(said.contains(part), "no `{part}` in: {said}");
+    }
+    let mut bare = plan();
+    bare.env_clear().env("ASASR_NVRTC", empty.path()).env("ASASR_CUDA_EMU", empty.path());
+    assert_eq!(said, went_well(bare.output().expect("the binary runs")));
+    assert_eq!(fs::read_dir(dir.path()).expect("it is there").count(), 0, "nothing is left behind");
+}
+
 /// Where this machine has no NVRTC; a failure where it must have one.
 fn no_nvrtc() -> bool {
     match Nvrtc::find() {

@@ -26,6 +26,12 @@ impl Progress for Said {
     fn say(&self, line: &str) {
         self.0.borrow_mut().push(line.to_owned());
     }
+    fn loading(&self, done: u64, all: u64) {
+        assert!(done <= all);
+        if done == all {
+            self.say(&format!("{all} bytes of weights"));
+        }
+    }
 }
 
 fn config(stage: &str, more: &[String]) -> Config {
@@ -52,6 +58,7 @@ fn each_run_stands_on_the_one_before() {
     let said = train("sft", &named, &at("sft")).unwrap();
     assert!(said.iter().any(|s| s.contains("paper-sft: ") && s.contains("sft.steps: 1000 → 3")), "{said:?}");
     assert!(said.iter().any(|s| s.starts_with("sft: ") && s.contains("weights 0.9 MiB")), "{said:?}");
+    assert_eq!(said.iter().filter(|s| s.ends_with("bytes of weights")).count(), 1, "{said:?}");
     train("adversary", &from("sft"), &at("adversary")).unwrap();
     train("asdpo", &from("adversary"), &at("asdpo")).unwrap();
     // Base and codec were named once.
@@ -61,7 +68,7 @@ fn each_run_stands_on_the_one_before() {
 
     let parts = Parts::find(&at("asdpo"), None, None).unwrap();
     assert_eq!(parts.names(), ["base_sft:1", "train_dpo:1"]);
-    let model = Model::load(&parts, &Device::cpu(), DType::F32).unwrap();
+    let model = Model::load(&parts, &Device::cpu(), DType::F32, &mut |_, _| ()).unwrap();
     let settings = Settings { scale: 2.0, steps: 1, guidance: 3.5, seed: 1, tile: 64, overlap: 16 };
     let watch = Watch { progress: &|_, _| {}, say: &|_| {}, stop: &AtomicBool::new(false) };
     let lq = Image::from_fn(40, 50, |c, y, x| (c * 20 + y + x) as f32 / 150.0);

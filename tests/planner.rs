@@ -46,23 +46,31 @@ fn peaks(config: &Config, device: Device) -> (Vec<usize>, Vec<usize>) {
     let never = AtomicBool::new(false);
     run(config, &out.path().join("run"), &Start::New, &watch.device, &watch, &never).unwrap();
     for m in &planned {
-        assert_eq!(m.weights + m.adapters + m.optimizer + m.activations + m.workspace, m.peak, "{m:?}");
+        assert_eq!(
+            m.weights + m.codec + m.adapters + m.optimizer + m.activations + m.workspace,
+            m.peak,
+            "{m:?}"
+        );
         assert!(m.optimizer > 0 && m.activations > 0, "{m:?}");
     }
     (planned.into_iter().map(|m| m.peak).collect(), watch.peaks.take())
 }
 
+/// A look during training whose crops take more than a micro-batch does.
+const LOOK: &str = "run.stages=[\"base\"] base.batch=1 base.validate_every=2 run.validation_crops=48";
+
 /// The ways through a step that need different memory.
-const WAYS: [&str; 4] = [
+const WAYS: [&str; 5] = [
     "run.seed=0",
     "base.recompute=true sft.recompute=true asdpo.recompute=true sft.ema=0.9",
     "asdpo.accumulation=2 asdpo.steps=11 asdpo.anchor=0.5 asdpo.sft_mix=0.5 asdpo.s=0",
     "asdpo.adversary=riesz asdpo.auto_beta=0.2 data.crop=24",
+    "data.codec=tests/golden/tiny_flux/vae base.batch=1 base.validate_every=2",
 ];
 
 #[test]
 fn the_cpus_arena_takes_what_was_planned() {
-    for way in WAYS {
+    for way in WAYS.into_iter().chain([LOOK]) {
         let (planned, had) = peaks(&config(way), Device::cpu());
         assert_eq!(planned, had, "{way}");
     }

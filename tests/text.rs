@@ -12,6 +12,7 @@ use asasr_engine::flux::weights::write_safetensors;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 const TINY: &str = "tests/golden/tiny_flux";
 /// A prompt of what tokenizers take apart.
@@ -80,8 +81,15 @@ fn t5_prompts_become_the_ids_of_transformers() {
 #[test]
 fn a_model_without_tokenizers_knows_the_empty_prompt() {
     let tiny = open(Path::new(TINY));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tiny = tiny.telling({
+        let told = told.clone();
+        move |done, all| told.lock().unwrap().push((done, all))
+    });
     let got = tiny.encode("", 20).unwrap();
     let t5 = T5::open(Path::new(TINY).join("text_encoder_2"), &Device::cpu(), DType::F32).unwrap();
+    let layers = t5.layers();
+    assert_eq!(*told.lock().unwrap(), (1..=layers).map(|i| (i, layers)).collect::<Vec<_>>());
     let mut ids = vec![0; 20];
     ids[0] = 1;
     assert_eq!(got.txt.f32(), t5.encode(&[ids], &mut |_, _| {}).unwrap().f32());

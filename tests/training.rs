@@ -4,7 +4,7 @@ use asasr_engine::engine::Device;
 use asasr_engine::flux::weights::SafeFile;
 use asasr_engine::train::checkpoint::{CHECKPOINTS, Checkpoint};
 use asasr_engine::train::stages::Progress;
-use asasr_engine::train::{Config, StageSummary, Start, Summary, run};
+use asasr_engine::train::{Config, StageSummary, Start, Summary, plan, run};
 use asasr_engine::{Error, Result};
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -139,6 +139,37 @@ fn interrupted_on_a_device_it_ends_the_same() {
     );
     train_on(&device, &config, &out, &LATEST, usize::MAX).0.unwrap();
     same_files(&files(&whole), &files(&out), updates);
+}
+
+/// With an autoencoder on the device a run has the same bits whether latents are made or found, and interrupted too.
+#[test]
+fn latents_are_the_same_made_or_found() {
+    let Some(device) = cuda::device() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (vae, cache) = ("tests/golden/tiny_flux/vae", dir.path().join("latents"));
+    let few = format!(
+        "run.stages=[\"base\"] base.steps=4 base.validate_every=0 base.batch=1 data.codec={vae} data.pool=6 data.latent_cache={}",
+        cache.display()
+    );
+    let config = config(&few);
+    let kept = || -> usize {
+        fs::read_dir(&cache).unwrap().map(|d| fs::read_dir(d.unwrap().path()).unwrap().count()).sum()
+    };
+    let at = |name: &str| dir.path().join(name);
+    let quiet = Watch { left: Cell::new(0), stop: AtomicBool::new(false), said: RefCell::default() };
+    plan(&config, &device, None, &quiet).unwrap();
+    assert_eq!(kept(), 0, "a plan keeps nothing");
+    train_on(&device, &config, &at("made"), &Start::New, usize::MAX).0.unwrap();
+    let (wanted, made) = (files(&at("made")), kept());
+    assert!(made > 2);
+    train_on(&device, &config, &at("found"), &Start::New, usize::MAX).0.unwrap();
+    assert_eq!(kept(), made);
+    same_files(&wanted, &files(&at("found")), usize::MAX);
+    // Interrupted, and all of them gone.
+    train_on(&device, &config, &at("out"), &Start::New, 3).0.unwrap_err();
+    fs::remove_dir_all(&cache).unwrap();
+    train_on(&device, &config, &at("out"), &LATEST, usize::MAX).0.unwrap();
+    same_files(&wanted, &files(&at("out")), 3);
 }
 
 #[test]

@@ -92,7 +92,7 @@ fn dump<'a>(device: &Device, out: &Path, programs: impl Iterator<Item = &'a Prog
     let gpu = device.gpu().ok_or("a CUDA device is wanted")?;
     let about = serde_json::json!({
         "device": gpu.properties().name, "arch": gpu.properties().arch(),
-        "nvrtc": gpu.jit().nvrtc().version(), "driver": gpu.properties().driver,
+        "nvrtc": gpu.jit().map(|jit| jit.nvrtc().version()), "driver": gpu.properties().driver,
     });
     std::fs::write(out.join("device.json"), serde_json::to_vec_pretty(&about)?)?;
     Ok(whole)

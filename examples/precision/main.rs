@@ -105,9 +105,9 @@ fn dataset_pairs(config: &Config, run: &Path, n: usize, device: &Device) -> Resu
         let sigma: Vec<f32> = normals(stream, n).into_iter().map(|n| sigma_of(logit_normal(n))).collect();
         NoiseLevels::new(device, &sigma)
     };
-    let cond = planes(&batch.cond)?;
+    let cond = planes(&sampler.latents(&batch.cond)?)?;
     Ok(Pairs {
-        winner: planes(&batch.hq)?,
+        winner: planes(&sampler.latents(&batch.target)?)?,
         cond: Tape::no_grad().one(Pack, &[&Var::constant(cond.clone())])?.value().clone(),
         noise_winner: planes(&normals(0xa0, cond.len()))?,
         noise_loser: planes(&normals(0xa1, cond.len()))?,

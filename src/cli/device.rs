@@ -17,7 +17,7 @@ impl Choice {
     /// What to plan for: a GPU may be one that this machine has not.
     pub fn open_to_plan(&self) -> Result<Device> {
         let absent = self.device.starts_with("cuda") && find_driver(Driver::Nvidia).is_err();
-        if absent { Device::absent_gpu() } else { self.open() }
+        if absent { Ok(Device::absent_gpu()) } else { self.open() }
     }
 
     /// Opens it. `auto` is the first GPU where there is one, else the CPU; never the emulator.

@@ -5,6 +5,7 @@ use super::verify::precision;
 use super::{print, threads};
 use asasr_engine::flux::text::{Cache, TOKENS, TextEncoders};
 use asasr_engine::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -45,11 +46,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         )));
     }
     let dtype = precision(&args.precision)?.dtype();
-    let encoders = TextEncoders::open(&args.model, &args.device.open()?, dtype)?;
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} layers of T5, left {eta}");
+    let bar = ProgressBar::new(1).with_style(style.expect("a literal template"));
+    let encoders = TextEncoders::open(&args.model, &args.device.open()?, dtype)?.telling({
+        let bar = bar.clone();
+        move |done, all| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        }
+    });
     let (prompt, cached) = match &args.cache {
         Some(dir) => encoders.encode_cached(&args.prompt, args.tokens, &Cache::open(dir)?)?,
         None => (encoders.encode(&args.prompt, args.tokens)?, false),
     };
+    bar.finish_and_clear();
     prompt.save(&args.out)?;
     print(&format!(
         "{:?} → {}: txt {:?}, pooled {:?}{}\n",

@@ -22,6 +22,7 @@ mod warm;
 
 use asasr_engine::{Error, Result};
 use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -89,6 +90,13 @@ fn print(text: &str) -> Result<()> {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("standard output")(e)),
         _ => Ok(()),
     }
+}
+
+/// A bar of the bytes of weights that are read.
+fn weights_bar() -> ProgressBar {
+    let style = "{prefix:<10} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} left {eta}";
+    let style = ProgressStyle::with_template(style).expect("a literal template");
+    ProgressBar::new(0).with_style(style).with_prefix("weights")
 }
 
 /// A flag that Ctrl-C raises; a second Ctrl-C ends the process at once.

@@ -146,7 +146,7 @@ fn checkpoint(run: &Path, at: &Path) -> Option<PathBuf> {
     Some(if !at.exists() && named.exists() { named } else { at.to_path_buf() })
 }
 
-/// One progress bar per stage.
+/// One progress bar per stage, and one while weights are read.
 #[derive(Default)]
 struct Bars {
     bar: RefCell<Option<ProgressBar>>,
@@ -176,6 +176,16 @@ impl Progress for Bars {
             "{:<10} {:>5} steps in {:>5.0} s, loss {:.4} → {:.4}",
             s.name, s.steps, s.seconds, s.first_loss, s.last_loss
         );
+    }
+    fn loading(&self, done: u64, all: u64) {
+        let mut bar = self.bar.borrow_mut();
+        let weights = bar.get_or_insert_with(super::weights_bar);
+        weights.set_length(all);
+        weights.set_position(done);
+        if done == all {
+            weights.finish_and_clear();
+            *bar = None;
+        }
     }
     fn say(&self, line: &str) {
         match &*self.bar.borrow() {

@@ -5,6 +5,7 @@ use super::verify::precision;
 use super::{ctrl_c, threads};
 use asasr_engine::Result;
 use asasr_engine::data::Format;
+use asasr_engine::flux::base::pace;
 use asasr_engine::infer::job::{Sizes, Task};
 use asasr_engine::infer::model::SAMPLE_SEED;
 use asasr_engine::infer::{ColorFix, Job, Model, Parts, Settings, Watch};
@@ -14,6 +15,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 const HELP: &str = "\
 A result says in itself what it was made of and how; one that is there and says just that is kept. One bad file does not \
@@ -186,7 +188,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         bar.suspend(|| println!("{from} {w}×{h} → {to} {to_w}×{to_h}"));
         bar.reset();
     };
-    let outcome = job.run(&tasks, || Model::load(&parts, &device, precision.dtype()), &device, &watch, &done);
+    let load = || {
+        let (weights, begun, mut bytes) = (super::weights_bar(), Instant::now(), 0);
+        let model = Model::load(&parts, &device, precision.dtype(), &mut |done, all| {
+            weights.set_length(all);
+            weights.set_position(done);
+            bytes = all;
+        });
+        weights.finish_and_clear();
+        if let Some(pace) = pace(bytes, begun.elapsed()) {
+            println!("{}: {pace}", parts.base.display());
+        }
+        model
+    };
+    let outcome = job.run(&tasks, load, &device, &watch, &done);
     bar.finish_and_clear();
     let outcome = outcome?;
     outcome.failed.iter().for_each(|why| eprintln!("error: {why}"));

@@ -38,7 +38,8 @@ struct Pool {
     seed: u64,
 }
 
-/// A batch of latents; each tensor is `[batch, channels, side, side]`, row-major.
+/// A batch, as far as any thread can make it: [`Sampler::latents`] makes `[batch, channels, side, side]`, row-major, of its
+/// parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// Samples.
@@ -47,12 +48,19 @@ pub struct Batch {
     pub channels: usize,
     /// Latent height and width.
     pub side: usize,
-    /// Latents of the good pictures.
-    pub hq: Vec<f32>,
-    /// Latents of the bad pictures, enlarged to the good ones' size and clamped; see [`LqResize`].
-    pub cond: Vec<f32>,
-    /// Latents of [`bad_upscale`] of the bad pictures, or what the source has in its place, where they were asked for.
-    pub bad: Option<Vec<f32>>,
+    /// The good pictures; or [`bad_upscale`] of the bad ones, or what the source has in its place.
+    pub target: Vec<Plane>,
+    /// The bad pictures, enlarged to the good ones' size and clamped; see [`LqResize`].
+    pub cond: Vec<Plane>,
+}
+
+/// A picture on its way to its latents.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Plane {
+    /// It has arrived.
+    Latents(Vec<f32>),
+    /// It waits for the codec, a network that works for one thread: the one that launches on its device.
+    Picture(Image),
 }
 
 /// One training sample.
@@ -195,32 +203,43 @@ impl Sampler {
         self.degraded(crop, &mut rng)
     }
 
-    /// The batch of `step` (from 0) of `stage`; `with_bad` adds the bad upscaler's latents.
-    pub fn batch(&self, stage: u64, step: u64, batch: usize, with_bad: bool) -> Result<Batch> {
+    /// The batch of `step` (from 0) of `stage`, whose targets are the good pictures or, `towards_bad`, the bad upscaler's.
+    pub fn batch(&self, stage: u64, step: u64, batch: usize, towards_bad: bool) -> Result<Batch> {
         let first = step * batch as u64;
-        let one = |i: u64| -> Result<[Vec<f32>; 3]> {
+        let one = |i: u64| -> Result<(Plane, Plane)> {
             let Sample { hq, lq, neg } = self.sample(stage, first + i)?;
-            let bad = match (with_bad, neg) {
-                (true, Some(neg)) => self.encode(&neg)?,
-                (true, None) => self.encode(&bad_upscale(&lq, self.degradation.scale()))?,
-                (false, _) => Vec::new(),
+            let target = match (towards_bad, neg) {
+                (true, Some(neg)) => neg,
+                (true, None) => bad_upscale(&lq, self.degradation.scale()),
+                (false, _) => hq,
             };
-            Ok([self.encode(&hq)?, self.condition(&lq)?, bad])
+            Ok((self.plane(target)?, self.plane(self.enlarged(&lq))?))
         };
-        let all = 0..batch as u64;
-        let samples: Vec<_> = match self.codec.is_heavy() {
-            true => all.map(one).collect(),
-            false => all.into_par_iter().map(one).collect(),
-        };
+        let samples: Vec<_> = (0..batch as u64).into_par_iter().map(one).collect();
+        let (target, cond) = samples.into_iter().collect::<Result<_>>()?;
         let (channels, side) = (self.codec.channels(), self.crop / self.codec.block());
-        let mut all = [(); 3].map(|()| Vec::with_capacity(batch * channels * side * side));
-        for sample in samples {
-            for (to, part) in all.iter_mut().zip(sample?) {
-                to.extend(part);
+        Ok(Batch { batch, channels, side, target, cond })
+    }
+
+    /// `image` with what can be done for it beside a device's work.
+    fn plane(&self, image: Image) -> Result<Plane> {
+        if self.codec.device().is_none() {
+            return self.encode(&image).map(Plane::Latents);
+        }
+        let kept = self.cache.as_ref().and_then(|cache| cache.find(&image, self.values(&image)));
+        Ok(kept.map_or(Plane::Picture(image), Plane::Latents))
+    }
+
+    /// The latents of `planes`, one after the other: a network has but one picture at a time in memory.
+    pub fn latents(&self, planes: &[Plane]) -> Result<Vec<f32>> {
+        let mut all = Vec::new();
+        for plane in planes {
+            match plane {
+                Plane::Latents(values) => all.extend_from_slice(values),
+                Plane::Picture(image) => all.extend(self.encode(image)?),
             }
         }
-        let [hq, cond, bad] = all;
-        Ok(Batch { batch, channels, side, hq, cond, bad: with_bad.then_some(bad) })
+        Ok(all)
     }
 
     /// The same pictures, split and codec under another degradation.
@@ -231,16 +250,25 @@ impl Sampler {
 
     /// The latents a model is conditioned on for the bad picture `lq`: enlarged, clamped, encoded.
     pub fn condition(&self, lq: &Image) -> Result<Vec<f32>> {
+        self.encode(&self.enlarged(lq))
+    }
+
+    /// The bad picture `lq` at the good one's size.
+    fn enlarged(&self, lq: &Image) -> Image {
         let scale = self.degradation.scale();
-        self.encode(&self.lq_resize.apply(lq, lq.height * scale, lq.width * scale))
+        self.lq_resize.apply(lq, lq.height * scale, lq.width * scale)
     }
 
     /// Latents `[channels, h/block, w/block]` of a picture.
     pub fn encode(&self, image: &Image) -> Result<Vec<f32>> {
-        let block = self.codec.block();
-        let values = self.codec.channels() * (image.height / block) * (image.width / block);
         let encode = || self.codec.encode(image);
-        self.cache.as_ref().map_or_else(encode, |cache| cache.get(image, values, encode))
+        self.cache.as_ref().map_or_else(encode, |cache| cache.get(image, self.values(image), encode))
+    }
+
+    /// How many latents `image` has.
+    fn values(&self, image: &Image) -> usize {
+        let block = self.codec.block();
+        self.codec.channels() * (image.height / block) * (image.width / block)
     }
 
     /// The first `n_crops` evaluation samples: crops cycle over the held-out pictures, without flips. The same for every
@@ -348,22 +376,22 @@ mod tests {
         let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         assert_eq!(one.install(|| s.batch(2, 5, 3, true)).unwrap(), batch);
         let size = 24 * 16 * 16;
-        let bad = batch.bad.as_ref().unwrap();
-        assert_eq!((batch.hq.len(), batch.cond.len(), bad.len()), (3 * size, 3 * size, 3 * size));
+        let good = s.latents(&s.batch(2, 5, 3, false).unwrap().target).unwrap();
+        let [bad, cond] = [&batch.target, &batch.cond].map(|planes| s.latents(planes).unwrap());
+        assert_eq!((good.len(), cond.len(), bad.len()), (3 * size, 3 * size, 3 * size));
         for i in 0..3 {
             let Sample { hq, lq, neg } = s.sample(2, 15 + i as u64).unwrap();
             assert_eq!(neg, None);
             assert_eq!((hq.height, hq.width, lq.height, lq.width), (64, 64, 16, 16));
-            assert_eq!(s.encode(&hq).unwrap(), batch.hq[i * size..][..size]);
-            assert_eq!(s.condition(&lq).unwrap(), batch.cond[i * size..][..size]);
+            assert_eq!(s.encode(&hq).unwrap(), good[i * size..][..size]);
+            assert_eq!(s.condition(&lq).unwrap(), cond[i * size..][..size]);
             assert_eq!(s.encode(&bad_upscale(&lq, 4)).unwrap(), bad[i * size..][..size]);
         }
-        assert_eq!(s.batch(2, 5, 3, false).unwrap().bad, None);
-        let other = |s: &Sampler, stage, step| s.batch(stage, step, 3, true).unwrap().hq;
+        let other = |s: &Sampler, stage, step| s.batch(stage, step, 3, true).unwrap().target;
         assert!(
-            other(&s, 3, 5) != batch.hq
-                && other(&s, 2, 6) != batch.hq
-                && other(&sampler(8), 2, 5) != batch.hq
+            other(&s, 3, 5) != batch.target
+                && other(&s, 2, 6) != batch.target
+                && other(&sampler(8), 2, 5) != batch.target
         );
     }
 
@@ -415,8 +443,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = || Arc::new(LatentCache::open(dir.path(), "haar").unwrap());
         let (plain, kept) = (sampler(1).pooling(3, 9), sampler(1).pooling(3, 9).caching(cache()));
-        for step in 0..4 {
-            assert_eq!(kept.batch(1, step, 4, true).unwrap(), plain.batch(1, step, 4, true).unwrap());
+        for (step, bad) in (0..4).flat_map(|step| [(step, false), (step, true)]) {
+            assert_eq!(kept.batch(1, step, 4, bad).unwrap(), plain.batch(1, step, 4, bad).unwrap());
         }
         let files = |d: &std::path::Path| {
             std::fs::read_dir(d).unwrap().flatten().map(|e| e.path()).collect::<Vec<_>>()

@@ -159,13 +159,42 @@ impl Codec {
         serde_json::to_string_pretty(&record).map_err(|e| Error::shape("codec", e.to_string()))
     }
 
-    /// What its latents depend on: two codecs with the same identity make the same.
+    /// The same codec, to compute on `device`: a network's weights are read there from where they were found.
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        Ok(match self {
+            Self::Haar(codec) => Self::Haar(codec.clone()),
+            Self::Taef1(c) => {
+                Self::Taef1(Taef1Codec { network: Arc::new(Taef1::load(&c.path, device)?), ..c.clone() })
+            }
+            Self::Vae(c) => {
+                Self::Vae(VaeCodec { network: Arc::new(Vae::load(&c.path, device)?), ..c.clone() })
+            }
+        })
+    }
+
+    /// Where it computes; `None`: on the host, wherever it is asked to.
+    pub fn device(&self) -> Option<&Device> {
+        match self {
+            Self::Haar(_) => None,
+            Self::Taef1(c) => Some(c.network.device()),
+            Self::Vae(c) => Some(c.network.device()),
+        }
+    }
+
+    /// What its latents depend on: two codecs with the same identity make the same, to rounding.
     pub fn identity(&self) -> Result<String> {
         match self {
             Self::Haar(_) => self.to_json(),
             Self::Taef1(c) => Ok(format!("{} {}", self.name(), c.sha256)),
             Self::Vae(c) => Ok(format!("{} {:?} {}", self.name(), c.latents, c.sha256)),
         }
+    }
+
+    /// What its latents depend on to the bit: a GPU's kernels sum in another order.
+    pub fn bits(&self) -> Result<String> {
+        let identity = self.identity()?;
+        let gpu = self.device().is_some_and(|device| device.gpu().is_some());
+        Ok(if gpu { format!("{identity} cuda") } else { identity })
     }
 
     /// What `data.codec` has to say to name it.
@@ -202,11 +231,6 @@ impl Codec {
             Self::Taef1(_) => Taef1::BLOCK,
             Self::Vae(c) => c.network.config().block(),
         }
-    }
-
-    /// Whether one picture keeps every thread busy and takes so much memory that several should not be encoded at once.
-    pub fn is_heavy(&self) -> bool {
-        matches!(self, Self::Vae(_))
     }
 
     /// Latents `[channels, H/block, W/block]` of a picture in [0, 1] whose sides are multiples of the block.

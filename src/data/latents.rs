@@ -50,6 +50,11 @@ impl LatentCache {
         Ok(format!("latent cache {dir}: at most {latents} latents of {} KiB, {mib} MiB", each.div_ceil(1024)))
     }
 
+    /// The `values` latents of `image`, if they are there.
+    pub fn find(&self, image: &Image, values: usize) -> Option<Vec<f32>> {
+        std::fs::read(self.path(image)).ok().and_then(|bytes| read(&bytes, values))
+    }
+
     /// The `values` latents of `image`, which `encode` makes if they are not there yet.
     pub fn get(
         &self,
@@ -57,28 +62,27 @@ impl LatentCache {
         values: usize,
         encode: impl FnOnce() -> Result<Vec<f32>>,
     ) -> Result<Vec<f32>> {
-        let name = self.name(image);
-        let path = self.dir.join(&name[..2]).join(&name[2..]);
-        if let Some(latents) = std::fs::read(&path).ok().and_then(|bytes| read(&bytes, values)) {
+        if let Some(latents) = self.find(image, values) {
             return Ok(latents);
         }
-        let latents = encode()?;
-        let folder = self.dir.join(&name[..2]);
-        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let (latents, path) = (encode()?, self.path(image));
+        let folder = path.parent().unwrap_or(&self.dir);
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let payload = bytemuck::cast_slice::<f32, u8>(&latents);
         write_atomic(&path, &[&Sha256::digest(payload)[..], payload].concat())?;
         Ok(latents)
     }
 
-    /// A name for what `image` becomes.
-    fn name(&self, image: &Image) -> String {
+    /// Where that is kept which `image` becomes.
+    fn path(&self, image: &Image) -> PathBuf {
         let mut hash = Sha256::new();
         hash.update(&self.codec);
         hash.update([0]);
         hash.update((image.height as u64).to_le_bytes());
         hash.update((image.width as u64).to_le_bytes());
         hash.update(bytemuck::cast_slice::<f32, u8>(&image.data));
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        let name: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        self.dir.join(&name[..2]).join(&name[2..])
     }
 }
 
@@ -116,8 +120,7 @@ mod tests {
         let codec = LatentCache::open(dir.path().join("latents"), "codec 2").unwrap();
         assert!(made(&codec, &image));
         // damaged, cut off, of another size
-        let name = cache.name(&image);
-        let path = dir.path().join("latents").join(&name[..2]).join(&name[2..]);
+        let path = cache.path(&image);
         let whole = std::fs::read(&path).unwrap();
         for spoil in [whole[..30].to_vec(), whole[..40].to_vec(), [&whole[..43], &[9]].concat()] {
             std::fs::write(&path, spoil).unwrap();

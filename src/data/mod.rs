@@ -1,8 +1,9 @@
 //! Photographs in, batches out: images and their files, resizing, degradation, the procedural data set, latent codecs,
 //! and the sampler that turns `(seed, stage, sample index)` into a training pair.
 //!
-//! Must not know: the transformer, the tape, optimizers. What leaves this directory is plain `Vec<f32>`; of devices only a
-//! codec that is a network (`flux`'s) knows, and no further than where it was told to compute.
+//! Must not know: the transformer, the tape, optimizers. What leaves this directory is plain `Vec<f32>`, or a picture that
+//! comes back to be encoded; of devices only a codec that is a network (`flux`'s) knows, and no further than where it was
+//! told to compute.
 //! Every random choice is a pure function of its counters (`draws`), so neither the thread count nor a resumed run
 //! changes a pixel.
 pub mod batch;
@@ -21,7 +22,7 @@ pub mod pil;
 pub mod resize;
 pub mod source;
 
-pub use batch::{Batch, EvalPair, Sample, Sampler};
+pub use batch::{Batch, EvalPair, Plane, Sample, Sampler};
 pub use codec::{Codec, HaarCodec, Latents};
 pub use dead_leaves::{DeadLeaves, dead_leaves};
 pub use degrade::{Degradation, Light, RealEsrgan, Strengths, bad_upscale, gaussian_blur};

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub const ALIGN: usize = 64;
 
 /// Alignment of a meta device's blocks, which is that of a driver's.
-const META: usize = 512;
+pub(super) const META: usize = 512;
 
 /// A handle on a device; cheap to clone. There is no global device: two engines can live in one process.
 #[derive(Clone)]
@@ -84,13 +84,13 @@ impl Device {
     /// A device like this one that has no memory and computes nothing (PyTorch's meta device): its arena counts what it is
     /// asked for, so that a run there, which takes no time, tells what the same run needs here. Tensors have no values: where
     /// host code wants some, they are zeros, or none at all in [`Tensor::f32`](super::Tensor::f32).
-    pub fn meta(&self) -> Result<Self> {
-        Ok(Self::with(false, true, self.gpu().map(Gpu::meta).transpose()?))
+    pub fn meta(&self) -> Self {
+        Self::with(false, true, self.gpu().map(Gpu::meta))
     }
 
-    /// The [`Device::meta`] of a GPU that this machine has not. Wants the emulator beside the program.
-    pub fn absent_gpu() -> Result<Self> {
-        Ok(Self::with(false, true, Some(Gpu::absent()?)))
+    /// The [`Device::meta`] of a GPU that this machine has not; wants neither driver nor compiler.
+    pub fn absent_gpu() -> Self {
+        Self::with(false, true, Some(Gpu::absent()))
     }
 
     /// Is it a [`Device::meta`]?

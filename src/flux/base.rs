@@ -21,6 +21,7 @@ use crate::ops::cast;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What a model of random weights is asked for by.
 const RANDOM: &str = "random:";
@@ -212,6 +213,12 @@ impl BaseModel {
         }
         Ok(())
     }
+}
+
+/// How fast `bytes` of weights were read, in words; `None` where it was over before anybody wondered.
+pub fn pace(bytes: u64, took: Duration) -> Option<String> {
+    let (gb, s) = (bytes as f64 / 1e9, took.as_secs_f64());
+    (gb > 0.1).then(|| format!("{gb:.2} GB in {s:.1} s, {:.2} GB/s", gb / s))
 }
 
 /// Bytes of a tensor in bf16.

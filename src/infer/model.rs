@@ -66,13 +66,18 @@ impl Model {
         let adapters = adapters.iter().filter_map(|name| Some((runs.find(name)?, 1.0))).collect();
         let (base, codec) = (runs.base()?, runs.part(layout::CODEC)?);
         let parts = Parts { base, codec, adapters, prompt: None };
-        Self::load(&parts, device, DType::F32)
+        Self::load(&parts, device, DType::F32, &mut |_, _| ())
     }
 
-    /// The model that these parts make, its activations of `dtype` (bf16: a GPU's).
-    pub fn load(parts: &Parts, device: &Device, dtype: DType) -> Result<Self> {
+    /// The model that these parts make, its activations of `dtype` (bf16: a GPU's); `progress` is [`BaseModel::load`]'s.
+    pub fn load(
+        parts: &Parts,
+        device: &Device,
+        dtype: DType,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
         let base = BaseModel::open(&parts.base)?;
-        let (config, weights) = (base.config().clone(), base.load(device, dtype, &mut |_, _| ())?);
+        let (config, weights) = (base.config().clone(), base.load(device, dtype, progress)?);
         let mut adapters = Vec::new();
         let mut lq_resize = LqResize::TorchBicubic;
         for (path, strength) in &parts.adapters {

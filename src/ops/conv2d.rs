@@ -19,6 +19,8 @@ use rayon::prelude::*;
 
 mod launch;
 
+pub(super) use launch::turned;
+
 const NAME: &str = "conv2d";
 /// Values of a strip's gathered matrix: half of a core's second-level cache on the machines of today.
 const GATHERED: usize = 128 * 1024;

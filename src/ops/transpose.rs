@@ -1,6 +1,7 @@
 //! Planes as tokens and back, for frozen networks: `y[b, j, i] = x[b, i, j]`, f32. No op, for nothing of it is trained.
 
-use super::{cuda, dims3, expect_f32};
+use super::conv2d::turned;
+use super::{dims3, expect_f32};
 use crate::Result;
 use crate::engine::{Tensor, matmul};
 
@@ -10,24 +11,13 @@ const NAME: &str = "transpose";
 pub fn transposed(x: &Tensor) -> Result<Tensor> {
     let [batch, rows, columns] = dims3(NAME, "x", x)?;
     expect_f32(NAME, &[x])?;
-    let mut y = Tensor::empty(x.device(), &[batch, columns, rows])?;
-    if y.is_empty() {
-        return Ok(y);
+    if let Some(gpu) = x.device().gpu() {
+        return turned(gpu, NAME, x, [batch, rows, columns], rows);
     }
-    let Some(gpu) = x.device().gpu() else {
-        let each = rows * columns;
-        let samples = y.f32_mut().chunks_exact_mut(each).zip(x.f32().chunks_exact(each));
-        samples.for_each(|(y, x)| matmul::transpose(x, columns, y));
-        return Ok(y);
-    };
-    let kernel = gpu.kernel("conv2d.cu", "conv2d_fwd_turn_f32")?;
-    gpu.launch(&kernel, [columns.div_ceil(32), rows.div_ceil(32), batch], cuda::THREADS)
-        .read(x)
-        .write(&mut y)
-        .value(cuda::int(NAME, rows)?)
-        .value(cuda::int(NAME, rows)?)
-        .value(cuda::int(NAME, columns)?)
-        .run()?;
+    let mut y = Tensor::empty(x.device(), &[batch, columns, rows])?;
+    let each = (rows * columns).max(1);
+    let samples = y.f32_mut().chunks_exact_mut(each).zip(x.f32().chunks_exact(each));
+    samples.for_each(|(y, x)| matmul::transpose(x, columns, y));
     Ok(y)
 }
 

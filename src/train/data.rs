@@ -76,7 +76,8 @@ pub fn degradation(config: &Config) -> Degradation {
     }
 }
 
-/// The codec that the options ask for; it must be that of the run that is gone on from, if there is one.
+/// The codec that the options ask for; it must be that of the run that is gone on from, if there is one. Of a network no
+/// weights are read yet: [`Codec::to`] does where it is to compute.
 pub fn codec(
     config: &Config,
     theirs: Option<(&Path, Codec)>,
@@ -84,8 +85,7 @@ pub fn codec(
     split: &Split,
 ) -> Result<Codec> {
     let d = &config.data;
-    // Batches are made on the host, beside the device's work.
-    let open = || Ok::<_, Error>(Codec::open(&d.codec, &Device::cpu())?.taking(d.latents));
+    let open = || Ok::<_, Error>(Codec::open(&d.codec, &Device::cpu().meta())?.taking(d.latents));
     let ours = if d.codec == Codec::HAAR { None } else { Some(open()?) };
     let codec = match (ours, theirs) {
         (None, None) => Sampler::fit_codec(source, split)?.into(),
@@ -110,20 +110,22 @@ pub fn codec(
     Ok(codec)
 }
 
-/// The pairs of `source`.
+/// The pairs of `source`, whose latents are kept where the options say, unless they are a meta device's.
 pub fn sampler(config: &Config, source: Arc<dyn Source>, split: Split, codec: Codec) -> Result<Sampler> {
     let d = &config.data;
     let sampler = Sampler::new(source, split, d.crop, degradation(config), codec, config.run.seed)?;
     let sampler = sampler.resizing(d.lq_resize).pooling(d.pool, d.seed);
-    if d.latent_cache.is_empty() {
+    let codec = sampler.codec();
+    if d.latent_cache.is_empty() || codec.device().is_some_and(Device::is_meta) {
         return Ok(sampler);
     }
-    let codec = sampler.codec().identity()?;
+    let codec = codec.bits()?;
     Ok(sampler.caching(Arc::new(LatentCache::open(&d.latent_cache, codec)?)))
 }
 
 /// What the latents of all stages will take of the disk, where they are kept: of each sample the good picture's and the bad
-/// one's, the adversary's target, and the bad one's again where a stage shifts the degradation.
+/// one's, the adversary's target (of pictures of its own the bad one's, too), and the bad one's again where a stage shifts
+/// the degradation.
 pub fn expect_room(config: &Config, codec: &Codec) -> Result<Option<String>> {
     let d = &config.data;
     if d.latent_cache.is_empty() {
@@ -133,7 +135,7 @@ pub fn expect_room(config: &Config, codec: &Codec) -> Result<Option<String>> {
     let adversary = u64::from(has(StageName::Adversary));
     let elsewhere = !(config.adversary_data.source.is_empty() && config.adversary_data.negatives.is_empty());
     let shifted = u64::from(has(StageName::Sft) && shift.blur_max.max(shift.noise_max) > 0.0);
-    let each = 2 + shifted + adversary * if elsewhere { 3 } else { 1 };
+    let each = 2 + shifted + adversary * if elsewhere { 2 } else { 1 };
     let values = codec.channels() * (d.crop / codec.block()).pow(2);
     let cache = LatentCache::open(&d.latent_cache, String::new())?;
     cache.expect_room(d.pool as u64 * each, values).map(Some)

@@ -14,7 +14,7 @@ use super::stages::{Context, Plan};
 #[cfg(test)]
 use crate::autograd::tape::Rewrite;
 use crate::autograd::{ParamSet, Tape, Var};
-use crate::data::Sampler;
+use crate::data::{Image, Plane, Sampler};
 use crate::engine::cuda::{Feed, Graph, Readback};
 use crate::engine::{Device, Philox, Tensor};
 use crate::flux::modulation::Levels;
@@ -42,7 +42,7 @@ enum Use {
 /// Micro-batches between two measurements of the cosine between the adversary's perturbation and the Riesz direction.
 pub(super) const COSINE_EVERY: u64 = 20;
 
-/// Makes a stage's micro-batches on the host: pure functions of (seed, stage, number).
+/// Makes a stage's micro-batches on the host, but for what a codec on the device does: pure functions of (seed, stage, number).
 #[derive(Clone)]
 pub(super) struct Loader<'c> {
     sampler: &'c Sampler,
@@ -56,8 +56,8 @@ pub(super) struct Loader<'c> {
 
 /// A micro-batch on the host.
 pub(super) struct Prepared {
-    target: Vec<f32>,
-    cond: Vec<f32>,
+    target: Vec<Plane>,
+    cond: Vec<Plane>,
     draws: Vec<Drawn>,
 }
 
@@ -88,10 +88,10 @@ impl<'c> Loader<'c> {
     pub fn prepare(&self, index: u64) -> Result<Prepared> {
         let towards_bad = self.stage == StageName::Adversary;
         let batch = self.sampler.batch(self.stage as u64, index, self.batch, towards_bad)?;
-        let target = batch.bad.unwrap_or(batch.hq);
+        let values: usize = self.shape().iter().product();
         let kinds = [Some((Use::Winner, Use::SigmaWinner)), self.loser];
         let draw = |(noise, level): (Use, Use)| {
-            let counter = self.stream(noise).counter(index * target.len() as u64);
+            let counter = self.stream(noise).counter(index * values as u64);
             let mut n = vec![0.0; self.batch];
             self.stream(level).normals(index * self.batch as u64, &mut n);
             let sigma: Vec<f32> = n.into_iter().map(|n| sigma_of(logit_normal(n))).collect();
@@ -99,17 +99,29 @@ impl<'c> Loader<'c> {
             Ok(Drawn { counter, sigma, embedding })
         };
         let draws = kinds.into_iter().flatten().map(draw).collect::<Result<_>>()?;
-        Ok(Prepared { target, cond: batch.cond, draws })
+        Ok(Prepared { target: batch.target, cond: batch.cond, draws })
     }
 
-    /// A micro-batch of zeros.
+    /// A micro-batch of zeros; for a codec on the device there is a picture, which stands for all: each is encoded alone.
     pub fn blank(&self) -> Prepared {
-        let side = self.sampler.crop() / self.sampler.codec().block();
-        let values = vec![0.0; self.batch * self.sampler.codec().channels() * side * side];
+        let crop = self.sampler.crop();
+        let latents = Plane::Latents(vec![0.0; self.shape()[1..].iter().product()]);
+        let mut target = vec![latents; self.batch];
+        let cond = target.clone();
+        if self.sampler.codec().device().is_some() {
+            target[0] = Plane::Picture(Image::zeros(crop, crop));
+        }
         let embedding = vec![0.0; self.batch * self.levels.width()];
         let drawn = || Drawn { counter: [0; 3], sigma: vec![0.5; self.batch], embedding: embedding.clone() };
         let draws = (0..1 + usize::from(self.loser.is_some())).map(|_| drawn()).collect();
-        Prepared { target: values.clone(), cond: values, draws }
+        Prepared { target, cond, draws }
+    }
+
+    /// `[batch, channels, side, side]` of the latents.
+    fn shape(&self) -> [usize; 4] {
+        let codec = self.sampler.codec();
+        let side = self.sampler.crop() / codec.block();
+        [self.batch, codec.channels(), side, side]
     }
 
     fn stream(&self, usage: Use) -> Philox {
@@ -161,7 +173,7 @@ impl Inputs {
         })
     }
 
-    /// In the order of [`Prepared::parts`].
+    /// In the order of [`Micros::send`].
     fn tensors(&mut self) -> Vec<&mut Tensor> {
         let planes = [&mut self.target, &mut self.cond];
         let draws = [Some(&mut self.winner), self.loser.as_mut()];
@@ -174,19 +186,19 @@ impl Inputs {
     }
 }
 
-impl Prepared {
-    /// In the order of [`Inputs::tensors`].
-    fn parts(&self) -> Vec<&[u8]> {
-        let planes = [bytemuck::cast_slice(&self.target), bytemuck::cast_slice(&self.cond)];
-        planes.into_iter().chain(self.draws.iter().flat_map(Drawn::parts)).collect()
-    }
-}
-
 #[cfg(test)]
 impl Prepared {
-    /// Changes the latents: HQ's, which are part 0, and LQ's.
+    /// Changes the latents, which a codec of the host has made: HQ's, which are part 0, and LQ's.
     pub fn change(&mut self, change: impl Fn(u64, &mut [f32])) {
-        (0..).zip([&mut self.target, &mut self.cond]).for_each(|(part, values)| change(part, values));
+        for (part, planes) in (0..).zip([&mut self.target, &mut self.cond]) {
+            let latents = planes.iter().flat_map(|plane| match plane {
+                Plane::Latents(values) => values.clone(),
+                Plane::Picture(_) => panic!("a picture has no latents yet"),
+            });
+            let mut latents: Vec<f32> = latents.collect();
+            change(part, &mut latents);
+            *planes = vec![Plane::Latents(latents)];
+        }
     }
 }
 
@@ -243,6 +255,7 @@ enum Form {
 pub(super) struct Micros<'c> {
     context: &'c Context<'c>,
     plan: &'c Plan,
+    sampler: &'c Sampler,
     inputs: Inputs,
     feed: Feed,
     numbers: Readback,
@@ -257,15 +270,14 @@ pub(super) struct Micros<'c> {
 }
 
 impl<'c> Micros<'c> {
-    pub fn new(context: &'c Context<'c>, plan: &'c Plan, loader: &Loader) -> Result<Self> {
-        let (device, sampler) = (&context.device, loader.sampler);
-        let side = sampler.crop() / sampler.codec().block();
-        let shape = [loader.batch, sampler.codec().channels(), side, side];
-        let mut inputs = Inputs::new(device, &shape, loader.loser.is_some(), loader.levels.width())?;
+    pub fn new(context: &'c Context<'c>, plan: &'c Plan, loader: &Loader<'c>) -> Result<Self> {
+        let device = &context.device;
+        let mut inputs = Inputs::new(device, &loader.shape(), loader.loser.is_some(), loader.levels.width())?;
         let bytes = inputs.tensors().iter().map(|t| 4 * t.len()).sum();
         Ok(Self {
             context,
             plan,
+            sampler: loader.sampler,
             inputs,
             feed: Feed::new(device, bytes)?,
             numbers: Readback::new(device, 3 * loader.batch),
@@ -278,9 +290,14 @@ impl<'c> Micros<'c> {
         })
     }
 
-    /// Sends a micro-batch on its way to the device; [`Micros::next`] computes the oldest.
+    /// Sends a micro-batch on its way to the device, encoded there as far as it is not; [`Micros::next`] computes the oldest.
     pub fn send(&mut self, prepared: &Prepared) -> Result<()> {
-        self.feed.send(&prepared.parts())
+        let [target, cond] = [self.sampler.latents(&prepared.target)?, self.sampler.latents(&prepared.cond)?];
+        let planes = [bytemuck::cast_slice(&target), bytemuck::cast_slice(&cond)];
+        // In the order of `Inputs::tensors`.
+        let parts: Vec<&[u8]> =
+            planes.into_iter().chain(prepared.draws.iter().flat_map(Drawn::parts)).collect();
+        self.feed.send(&parts)
     }
 
     /// Forward and backward of the micro-batch that was sent first, number `index` of the stage; adds its gradients to

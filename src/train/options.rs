@@ -417,12 +417,14 @@ options! {
         held_out_names: Vec<String> = Vec::new(), Any;
         /// Different training samples (crop, flips, degradation) there are in all; 0: no end of them.
         pool: usize = 0, 0..=100_000_000;
-        /// Folder to keep the latents of a pool in, for this run and others; empty: they are made each time.
+        /// Folder to keep the latents of a pool in, for this run and others on the same kind of device; empty: they are made
+        /// each time.
         latent_cache: String = String::new(), Any;
         /// Memory for decoded pictures, in MiB; more of them than fit are read again (folders only).
         memory: usize = 1024, 1..=1_048_576;
         /// The latent codec: "haar", fitted to the images, or a folder or file with the weights of FLUX.1's autoencoder
-        /// (diffusers' or ae.safetensors) or of TAEF1, whose latents are FLUX.1's, too (crop: a multiple of 16).
+        /// (diffusers' or ae.safetensors) or of TAEF1, whose latents are FLUX.1's, too (crop: a multiple of 16). Such a
+        /// network works on the training device.
         codec: String = Codec::HAAR.to_owned(), Any;
         /// Which latents a picture has where the codec gives a distribution: a sample, always the same of the same picture,
         /// or the most probable ones (FLUX.1's autoencoder only).

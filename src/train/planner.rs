@@ -1,8 +1,8 @@
 //! What a run will ask of the device's memory, known before its first step.
 //!
-//! Nothing is estimated: each stage is set up and taken through three updates on a meta device ([`Device::meta`]), whose
-//! arena is the real one's and whose kernels do nothing. Three, because a micro-batch is launched, then captured into a
-//! graph, then replayed. Knows the trainer; the trainer does not know it.
+//! Nothing is estimated: each stage is set up and taken through three updates, and a look if it takes any, on a meta device
+//! ([`Device::meta`]), whose arena is the real one's and whose kernels do nothing. Three, because a micro-batch is launched,
+//! then captured into a graph, then replayed. Knows the trainer; the trainer does not know it.
 
 use super::checkpoint::TrainState;
 use super::config::Config;
@@ -29,13 +29,15 @@ pub struct StageMemory {
     pub recompute: bool,
     /// The frozen base.
     pub weights: usize,
+    /// The codec's weights, where it is a network.
+    pub codec: usize,
     /// Frozen adapters.
     pub adapters: usize,
     /// Trained parameters, their gradients, AdamW's moments, the running average.
     pub optimizer: usize,
     /// What is kept from forward to backward.
     pub activations: usize,
-    /// The rest: batches on their way, held-out crops, what ops need while they run.
+    /// The rest: batches on their way, held-out crops, what ops and the codec need while they run.
     pub workspace: usize,
     /// The most at any time: all of the above.
     pub peak: usize,
@@ -51,6 +53,7 @@ impl StageMemory {
             format!("{}: {} of memory, {how}, batch {}:", self.stage.name(), mib(self.peak), self.batch);
         let parts = [
             ("weights", self.weights),
+            ("codec", self.codec),
             ("adapters", self.adapters),
             ("optimizer", self.optimizer),
             ("activations", self.activations),
@@ -69,8 +72,14 @@ pub fn mib(bytes: usize) -> String {
     if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }
 
-/// What `stage` needs on top of `made`, both on a meta device; adds what it makes to `made`.
-pub(super) fn stage(context: &Context, stage: StageName, made: &mut Artifacts) -> Result<StageMemory> {
+/// What `stage` needs on top of `made` and of the codec, whose weights take `codec` bytes, all of it on a meta device; adds what
+/// it makes to `made`.
+pub(super) fn stage(
+    context: &Context,
+    codec: usize,
+    stage: StageName,
+    made: &mut Artifacts,
+) -> Result<StageMemory> {
     let (device, o) = (&context.device, context.config.stage(stage));
     device.reset_peak();
     let held = |tensors: &mut dyn Iterator<Item = &Tensor>| -> usize {
@@ -91,9 +100,6 @@ pub(super) fn stage(context: &Context, stage: StageName, made: &mut Artifacts) -
         monitor: Monitor::default(),
         beta: context.config.preference.beta,
     };
-    if o.validate_every > 0 {
-        context.forward(&plan, &mut state)?;
-    }
     let loader = Loader::new(context, &plan);
     let micros = Micros::new(context, &plan, &loader)?;
     let standing = device.stats().live;
@@ -106,16 +112,20 @@ pub(super) fn stage(context: &Context, stage: StageName, made: &mut Artifacts) -
         context.launch(&plan, &mut state, &mut underway)?;
         underway.discard()?;
     }
+    if o.validate_every > 0 {
+        context.restore(&plan, &mut state)?;
+    }
     let stats = device.stats();
     let (weights, activations) = (base + planned - before, underway.kept().saturating_sub(standing));
     drop(underway);
     made.shadow(&plan, context, &state.params)?;
-    let parts = weights + adapters + optimizer + activations;
+    let parts = weights + codec + adapters + optimizer + activations;
     Ok(StageMemory {
         stage,
         batch: o.batch,
         recompute: o.recompute,
         weights,
+        codec,
         adapters,
         optimizer,
         activations,

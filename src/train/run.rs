@@ -6,18 +6,19 @@ use super::log::{Logs, StageSummary, Summary, peak_rss_mb};
 use super::objective::Adversary;
 use super::options::{Precision, StageName};
 use super::planner::{self, StageMemory};
-use super::stages::{Artifacts, Context, Progress, known_levels, missing};
+use super::stages::{Artifacts, Context, Progress, Silent, known_levels, missing};
 use super::validation::Validation;
 use super::{data, environment, evaluation, tensorboard};
-use crate::data::{Codec, Part, Sampler};
+use crate::data::{Codec, Part, Sampler, Source, Split};
 use crate::engine::Device;
 use crate::files::{expect_space, remove_leftovers, write_atomic};
-use crate::flux::base::BaseModel;
+use crate::flux::base::{BaseModel, pace};
 use crate::flux::config::FluxConfig;
 use crate::infer::model::{SCALE, layout, load_codec};
 use crate::infer::parts::Runs;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -93,9 +94,8 @@ pub fn run(
     if !overrides.is_empty() {
         progress.say(&format!("on top of preset {}: {}", config.run.preset, overrides.join(", ")));
     }
-    let theirs =
-        resumed.as_ref().map(|_| Codec::load(out.join(layout::CODEC), &Device::cpu())).transpose()?;
-    let given = Given::new(config, theirs.map(|codec| (out, codec)), progress)?;
+    let theirs = || Ok::<_, Error>((out, Codec::load(out.join(layout::CODEC), &Device::cpu().meta())?));
+    let given = Given::new(config, resumed.as_ref().map(|_| theirs()).transpose()?, progress)?;
     let finished = finished(config, resumed.as_ref())?;
     let mine = resumed.as_ref().map(|c| (out, c));
     let load = |device: &Device| given.artifacts(config, mine, &finished, device, &Silent);
@@ -109,19 +109,20 @@ pub fn run(
         .iter()
         .for_each(|m| progress.say(&m.line()));
     let mut made = given.artifacts(config, mine, &finished, device, progress)?;
+    let codec = given.codec.to(device)?;
     std::fs::create_dir_all(out).map_err(Error::io(out))?;
     if *start != Start::New {
         rewind(out, config, resumed.as_ref(), progress)?;
     }
     remove_all_leftovers(out)?;
     write_atomic(out.join(CONFIG), config.to_toml().as_bytes())?;
-    write_atomic(out.join(layout::CODEC), given.sampler.codec().to_json()?.as_bytes())?;
+    write_atomic(out.join(layout::CODEC), codec.to_json()?.as_bytes())?;
     environment::note_session(out)?;
     let lines = resumed.as_ref().map_or((0, 0), |c| (c.record.log_lines, c.record.validation_lines));
     let mut logs = Logs::open(out, lines)?;
     let earlier: f64 = StageSummary::of_run(out)?.iter().map(|s| s.seconds).sum();
     let names = given.names.clone();
-    let context = given.context(config, device, Validation::new)?;
+    let context = given.context(config, codec, device, Validation::new)?;
     let context = Context { out, progress, stop, ..context };
     for &stage in &left {
         let start = resumed.as_ref().filter(|c| c.stage == stage);
@@ -167,7 +168,7 @@ fn expect_possible(config: &Config, device: &Device) -> Result<()> {
     }
     if config.run.precision == Precision::Bf16 && device.gpu().is_none() {
         return Err(Error::Usage(format!(
-            "run.precision = \"bf16\" is for a GPU, the device is {device:?}: say --device cuda, or run.precision=f32"
+            "run.precision = \"bf16\" is for a GPU, the device is {device:?}: say --device cuda, or --set run.precision=f32"
         )));
     }
     Ok(())
@@ -175,12 +176,17 @@ fn expect_possible(config: &Config, device: &Device) -> Result<()> {
 
 /// What a run is given: data and the structure of its model.
 struct Given {
-    sampler: Sampler,
-    imitated: Option<Sampler>,
+    pictures: Pictures,
+    imitated: Option<Pictures>,
     /// Held-out images.
     names: Vec<String>,
+    /// Its weights not read yet, where it is a network.
+    codec: Codec,
     flux: FluxConfig,
 }
+
+/// Where pictures come from, and which of them train.
+type Pictures = (Arc<dyn Source>, Split);
 
 impl Given {
     /// Looks at all data; the codec is `theirs`, or that of `run.from`, if there is one.
@@ -195,7 +201,8 @@ impl Given {
             progress.say(&format!("{n} images for the adversary, {held} held out, {kind}"));
         }
         let from = from(config).filter(|_| theirs.is_none());
-        let from = from.map(|run| Ok::<_, Error>((run, load_codec(run, &Device::cpu())?))).transpose()?;
+        let from =
+            from.map(|run| Ok::<_, Error>((run, load_codec(run, &Device::cpu().meta())?))).transpose()?;
         let codec = data::codec(config, theirs.or(from), &*source, &split)?;
         if let Some(said) = data::expect_room(config, &codec)? {
             progress.say(&said);
@@ -216,10 +223,7 @@ impl Given {
             }
             None => flux_config(config, codec.channels())?,
         };
-        let imitated = imitated
-            .map(|(source, split)| data::sampler(config, source, split, codec.clone()))
-            .transpose()?;
-        Ok(Self { sampler: data::sampler(config, source, split, codec)?, imitated, names, flux })
+        Ok(Self { pictures: (source, split), imitated, names, codec, flux })
     }
 
     /// What was made before, on `device`: by the run that `run.from` names, and by this one's finished stages.
@@ -241,11 +245,13 @@ impl Given {
         if let Some(base) = base {
             let begun = Instant::now();
             let mut bytes = 0;
-            let levels = known_levels(config, &self.sampler);
-            made.load_base(&base, &self.flux, device, (dtype, &levels), &mut |_, all| bytes = all)?;
-            let (gb, s) = (bytes as f64 / 1e9, begun.elapsed().as_secs_f64());
-            if gb > 0.1 {
-                progress.say(&format!("{}: {gb:.2} GB in {s:.1} s, {:.2} GB/s", base.display(), gb / s));
+            let levels = known_levels(config, &self.codec);
+            made.load_base(&base, &self.flux, device, (dtype, &levels), &mut |done, all| {
+                progress.loading(done, all);
+                bytes = all;
+            })?;
+            if let Some(pace) = pace(bytes, begun.elapsed()) {
+                progress.say(&format!("{}: {pace}", base.display()));
             }
         }
         for name in [layout::SFT, layout::ADVERSARY, layout::ASDPO] {
@@ -271,10 +277,13 @@ impl Given {
         load: &dyn Fn(&Device) -> Result<Artifacts>,
         there: Option<usize>,
     ) -> Result<Vec<StageMemory>> {
-        let meta = device.meta()?;
+        let meta = device.meta();
         let mut made = load(&meta)?;
         let needs = |config: &Config, stage: StageName, made: &mut Artifacts| {
-            planner::stage(&self.context(config, &meta, Validation::blank)?, stage, made)
+            let before = meta.stats().live;
+            let codec = self.codec.to(&meta)?;
+            let weights = meta.stats().live - before;
+            planner::stage(&self.context(config, codec, &meta, Validation::blank)?, weights, stage, made)
         };
         let mut all = Vec::new();
         for &stage in stages {
@@ -295,22 +304,30 @@ impl Given {
         Ok(all)
     }
 
-    /// The context of stages on `device`, that nobody watches, stops or reads.
+    /// The context of stages on `device`, where `codec` is, too; nobody watches, stops or reads them.
     fn context<'r>(
         &self,
         config: &'r Config,
+        codec: Codec,
         device: &Device,
         look: impl Fn(&Sampler, usize, usize, &Device) -> Result<Validation>,
     ) -> Result<Context<'r>> {
         static NEVER: AtomicBool = AtomicBool::new(false);
         let look = |s: &Sampler| look(s, config.run.validation_crops, config.run.eval_steps, device);
-        let validation = look(&self.sampler)?;
-        let imitated = self.imitated.clone().map(|s| look(&s).map(|v| (s, v))).transpose()?;
+        let sampler =
+            |(source, split): &Pictures| data::sampler(config, source.clone(), split.clone(), codec.clone());
+        let imitated = self.imitated.as_ref().map(|pictures| {
+            let sampler = sampler(pictures)?;
+            Ok::<_, Error>((sampler.clone(), look(&sampler)?))
+        });
+        let imitated = imitated.transpose()?;
+        let sampler = sampler(&self.pictures)?;
+        let validation = look(&sampler)?;
         Ok(Context {
             config,
             flux: self.flux.clone(),
             device: device.clone(),
-            sampler: self.sampler.clone(),
+            sampler,
             validation,
             imitated,
             out: Path::new(""),
@@ -335,7 +352,7 @@ fn resolved(config: &Config) -> Result<Config> {
     if config.data.codec == Codec::HAAR
         && let Some(run) = from(&config)
     {
-        config.data.codec = load_codec(run, &Device::cpu())?.option();
+        config.data.codec = load_codec(run, &Device::cpu().meta())?.option();
     }
     if let Some(base) = elsewhere(&config)? {
         config.set_dimensions(base.config());
@@ -356,16 +373,6 @@ fn elsewhere(config: &Config) -> Result<Option<BaseModel>> {
 /// The run that `run.from` names.
 fn from(config: &Config) -> Option<&Path> {
     Some(Path::new(&config.run.from)).filter(|p| !p.as_os_str().is_empty())
-}
-
-/// Nobody is told.
-struct Silent;
-
-impl Progress for Silent {
-    fn stage(&self, _: &str, _: usize, _: usize) {}
-    fn step(&self, _: f64, _: f64) {}
-    fn done(&self, _: &StageSummary) {}
-    fn say(&self, _: &str) {}
 }
 
 /// Removes what killed writes left in a run and in its folders.

@@ -8,7 +8,7 @@ use super::objective::Adversary;
 use super::options::{Named, StageName};
 use super::validation::Validation;
 use crate::autograd::ParamSet;
-use crate::data::{Degradation, Sampler};
+use crate::data::{Codec, Degradation, Sampler};
 use crate::engine::{DType, Device};
 use crate::flux::base::BaseModel;
 use crate::flux::config::FluxConfig;
@@ -32,6 +32,18 @@ pub trait Progress {
     fn done(&self, summary: &StageSummary);
     /// Something worth a line.
     fn say(&self, line: &str);
+    /// So many bytes of the base model's weights, of so many, are there.
+    fn loading(&self, _done: u64, _all: u64) {}
+}
+
+/// Nobody is told.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn stage(&self, _: &str, _: usize, _: usize) {}
+    fn step(&self, _: f64, _: f64) {}
+    fn done(&self, _: &StageSummary) {}
+    fn say(&self, _: &str) {}
 }
 
 /// What every stage needs and none changes.
@@ -122,7 +134,7 @@ impl Context<'_> {
         let base = || {
             let base = made.base.clone().ok_or_else(|| missing(stage, layout::BASE))?;
             let base = base.computing_in(self.config.run.precision.dtype())?;
-            base.tabulated(&self.flux, &self.device, &known_levels(self.config, &self.sampler))
+            base.tabulated(&self.flux, &self.device, &known_levels(self.config, self.sampler.codec()))
         };
         let plan = Plan { stage, adapter: None, base: None, below: Vec::new(), beside: None, sampler: None };
         Ok(match stage {
@@ -262,9 +274,9 @@ impl Artifacts {
 }
 
 /// The noise levels that training and looking at held-out crops ask a frozen base for.
-pub(super) fn known_levels(config: &Config, sampler: &Sampler) -> Vec<f32> {
+pub(super) fn known_levels(config: &Config, codec: &Codec) -> Vec<f32> {
     // A token is 2×2 latents.
-    let side = sampler.crop() / sampler.codec().block() / 2;
+    let side = config.data.crop / codec.block() / 2;
     known_sigmas(config.run.eval_steps, side * side)
 }
 

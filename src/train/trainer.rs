@@ -8,7 +8,8 @@ use super::micro::{Coming, Loader, Micro, Micros, Prepared, first_step_is_ln2};
 use super::monitor::{Coefficients, Monitor, steer_beta};
 use super::options::{Named, StageName};
 use super::stages::{Artifacts, Context, Plan};
-use super::validation::Policy;
+use super::validation::{Policy, Validation};
+use crate::data::Image;
 use crate::ops::adamw::{AdamW, Gradients};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -252,13 +253,21 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// A forward pass over the validation crops.
-    pub(super) fn forward(&self, plan: &Plan, state: &mut TrainState) -> Result<()> {
+    /// The validation crops of `plan`'s stage, and whether what they should become is bad.
+    fn validation(&self, plan: &Plan) -> (&Validation, bool) {
+        let towards_bad = plan.stage == StageName::Adversary;
+        let imitated = self.imitated.as_ref().filter(|_| towards_bad);
+        (imitated.map_or(&self.validation, |(_, validation)| validation), towards_bad)
+    }
+
+    /// Restores the validation crops as training stands.
+    pub(super) fn restore(&self, plan: &Plan, state: &mut TrainState) -> Result<(f64, Vec<Image>)> {
+        let (validation, towards_bad) = self.validation(plan);
         state.params.averaged(|params| {
             let (weights, adapters) = plan.model(self.config, params)?;
             let policy =
                 Policy { config: &self.flux, weights: &weights, adapters: &adapters, acting: plan.policy() };
-            self.validation.velocities(&policy).map(|_| ())
+            validation.restore(&policy, towards_bad)
         })
     }
 
@@ -267,16 +276,9 @@ impl Context<'_> {
         if self.config.stage(plan.stage).validate_every == 0 {
             return Ok(());
         }
-        let at = (plan.stage.name(), state.step);
-        let towards_bad = plan.stage == StageName::Adversary;
-        let mut look = state.params.averaged(|params| {
-            let (weights, adapters) = plan.model(self.config, params)?;
-            let policy =
-                Policy { config: &self.flux, weights: &weights, adapters: &adapters, acting: plan.policy() };
-            let imitated = self.imitated.as_ref().filter(|_| towards_bad);
-            let validation = imitated.map_or(&self.validation, |(_, validation)| validation);
-            validation.look(&policy, towards_bad, self.out, at)
-        })?;
+        let (validation, towards_bad) = self.validation(plan);
+        let (restored, at) = (self.restore(plan, state)?, (plan.stage.name(), state.step));
+        let mut look = validation.look(restored, towards_bad, self.out, at)?;
         let preference = plan.stage == StageName::Asdpo;
         look.warnings = state.monitor.validation(look.loss, &look.metrics, preference);
         logs.look(&look)?;

@@ -98,12 +98,12 @@ impl Validation {
         })
     }
 
-    /// As large, and of zeros: pictures none.
+    /// As large, and of zeros; of pictures only those that are restored.
     pub fn blank(sampler: &Sampler, crops: usize, steps: usize, device: &Device) -> Result<Self> {
         let side = sampler.crop() / sampler.codec().block();
         let shape = [crops, sampler.codec().channels(), side, side];
         let planes = || Tensor::zeros(device, &shape);
-        let cond = planes()?;
+        let (cond, lq) = (planes()?, sampler.crop() / sampler.degradation().scale());
         Ok(Self {
             hq_latents: planes()?,
             bad_latents: planes()?,
@@ -112,24 +112,16 @@ impl Validation {
             bad: Vec::new(),
             codec: sampler.codec().clone(),
             lq_resize: sampler.lq_resize(),
-            lq: Vec::new(),
+            lq: vec![Image::zeros(lq, lq); crops],
             hq: Vec::new(),
             steps,
         })
     }
 
-    /// Restores the crops with `policy` and measures them against HQ, or against the bad upscaler's output; writes the
-    /// picture to `run`.
-    pub fn look(
-        &self,
-        policy: &Policy,
-        towards_bad: bool,
-        run: &Path,
-        (stage, step): (&str, usize),
-    ) -> Result<Look> {
+    /// Restores the crops with `policy`, beside its flow-matching error towards HQ or the bad upscaler's output.
+    pub fn restore(&self, policy: &Policy, towards_bad: bool) -> Result<(f64, Vec<Image>)> {
         let device = self.noise.device();
-        let (truth, target) =
-            if towards_bad { (&self.bad, &self.bad_latents) } else { (&self.hq, &self.hq_latents) };
+        let target = if towards_bad { &self.bad_latents } else { &self.hq_latents };
         let flux = policy.flux();
         let loss = SIGMAS.iter().map(|&sigma| {
             let (sigmas, set) = (self.levels(policy, sigma)?, policy.set(self.crops()));
@@ -147,7 +139,18 @@ impl Validation {
             adapters: policy.acting.iter().map(|&i| policy.adapters[i].clone()).collect(),
         };
         let corners = vec![(0, 0); self.lq.len()];
-        let restored = model.restore(&self.lq, &corners, self.steps, device)?;
+        Ok((loss, model.restore(&self.lq, &corners, self.steps, device)?))
+    }
+
+    /// Measures what [`Validation::restore`] gave against HQ, or against the bad upscaler's output; writes the picture to `run`.
+    pub fn look(
+        &self,
+        (loss, restored): (f64, Vec<Image>),
+        towards_bad: bool,
+        run: &Path,
+        (stage, step): (&str, usize),
+    ) -> Result<Look> {
+        let truth = if towards_bad { &self.bad } else { &self.hq };
         let metrics = evaluate(&restored, truth)?;
         let folder = run.join("samples");
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;

@@ -14,12 +14,12 @@ impl Gpu {
     /// Marks where the stream is now.
     pub fn mark(&self) -> Result<Event<'_>> {
         self.outside_capture("marking a time", "time replays")?;
-        self.bind()?;
+        let session = self.bound("marking a time")?;
         let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
             .map_err(|e| self.error("making an event", e))?;
         let event = Event { gpu: self, event };
         // SAFETY: event and stream are alive and of this context.
-        unsafe { result::event::record(event.event, self.stream.cu_stream()) }
+        unsafe { result::event::record(event.event, session.stream.cu_stream()) }
             .map_err(|e| self.error("recording an event", e))?;
         Ok(event)
     }
@@ -39,7 +39,7 @@ impl Event<'_> {
 
 impl Drop for Event<'_> {
     fn drop(&mut self) {
-        let _ = self.gpu.context.bind_to_thread();
+        let _ = self.gpu.bound("dropping an event");
         // SAFETY: ours alone; the driver waits with its end where it is still to come.
         let _ = unsafe { result::event::destroy(self.event) };
     }

@@ -29,6 +29,10 @@ struct Slot {
 
 enum Place {
     Host(Vec<u8>),
+    /// On a meta device: it takes its room, and nothing travels.
+    Nowhere {
+        _staged: Tensor,
+    },
     Device {
         pinned: Pinned,
         staged: Tensor,
@@ -48,10 +52,15 @@ impl Feed {
                 Some(gpu) => {
                     gpu.outside_capture("making a feed", "make it before")?;
                     let staged = Tensor::empty(device, &[bytes.div_ceil(4)])?;
-                    let [arrived, consumed] = [Fence::new(gpu)?, Fence::new(gpu)?];
-                    // From here on the memory is there, for the copy stream, too.
-                    consumed.set(gpu, &gpu.stream)?;
-                    Place::Device { pinned: Pinned::new(gpu, bytes)?, staged, arrived, consumed }
+                    match &gpu.session {
+                        None => Place::Nowhere { _staged: staged },
+                        Some(session) => {
+                            let [arrived, consumed] = [Fence::new(gpu)?, Fence::new(gpu)?];
+                            // From here on the memory is there, for the copy stream, too.
+                            consumed.set(gpu, &session.stream)?;
+                            Place::Device { pinned: Pinned::new(gpu, bytes)?, staged, arrived, consumed }
+                        }
+                    }
                 }
             };
             Ok(Slot { parts: Vec::new(), place })
@@ -83,6 +92,7 @@ impl Feed {
         match (place, self.device.gpu()) {
             (Place::Device { pinned, staged, arrived, consumed }, Some(gpu)) => {
                 gpu.outside_capture("sending a parcel", "send it before or after")?;
+                let copies = &gpu.bound("sending a parcel")?.copies;
                 // The slot's last parcel has left the host; that it has left the stage the copy stream waits for.
                 arrived.wait(gpu)?;
                 let mut rest = pinned.all_mut();
@@ -91,17 +101,18 @@ impl Feed {
                     here.copy_from_slice(part);
                     rest = after;
                 }
-                consumed.hold(gpu, &gpu.copies)?;
-                if total > 0 && !gpu.meta {
+                consumed.hold(gpu, copies)?;
+                if total > 0 {
                     let (to, from) = (staged.address_mut()?, &pinned.all()[..total]);
                     // SAFETY: the stage has room for a parcel; the pinned bytes stay as they are until `arrived`, which
                     // is waited for before they are written again or freed.
-                    unsafe { result::memcpy_htod_async(to, from, gpu.copies.cu_stream()) }
+                    unsafe { result::memcpy_htod_async(to, from, copies.cu_stream()) }
                         .map_err(|e| gpu.error("copying a parcel to the device", e))?;
                 }
-                arrived.set(gpu, &gpu.copies)?;
+                arrived.set(gpu, copies)?;
             }
             (Place::Host(bytes), _) => *bytes = parts.concat(),
+            (Place::Nowhere { .. }, _) => {}
             (Place::Device { .. }, None) => unreachable!("the slot was made for this device"),
         }
         self.sent += 1;
@@ -123,17 +134,19 @@ impl Feed {
         match (&slot.place, self.device.gpu()) {
             (Place::Device { staged, arrived, consumed, .. }, Some(gpu)) => {
                 gpu.outside_capture("delivering a parcel", "deliver it before a replay")?;
+                let stream = &gpu.bound("delivering a parcel")?.stream;
                 let mut from = staged.address();
                 let to = tensors.iter_mut().map(|t| t.address_mut()).collect::<Result<Vec<_>>>()?;
-                arrived.hold(gpu, &gpu.stream)?;
+                arrived.hold(gpu, stream)?;
                 for (to, &bytes) in to.into_iter().zip(&wanted) {
                     // SAFETY: the tensor has as many bytes and no other handle; the stage holds all parts one after the
                     // other, and the stream has waited for them.
                     unsafe { gpu.copy(to, from, bytes) }?;
                     from += bytes as u64;
                 }
-                consumed.set(gpu, &gpu.stream)?;
+                consumed.set(gpu, stream)?;
             }
+            (Place::Nowhere { .. }, _) => {}
             (Place::Host(all), _) => {
                 let mut rest = &all[..];
                 for (t, &bytes) in tensors.iter_mut().zip(&wanted) {

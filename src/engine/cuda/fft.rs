@@ -35,11 +35,11 @@ impl Gpu {
         width: usize,
         direction: Direction,
     ) -> Result<()> {
-        if self.meta {
+        if self.session.is_none() {
             return Ok(());
         }
-        self.bind()?;
-        let mut plans = lock(&self.plans);
+        let session = self.bound("cuFFT")?;
+        let mut plans = lock(&session.plans);
         let shape = [planes, height, width];
         if !plans.plans.contains_key(&shape) {
             let doing = format!("planning a transform of {planes} planes of {height}×{width}");
@@ -78,7 +78,7 @@ impl Gpu {
                 }
                 .map_err(|e| refuse("planning", e))?;
                 // SAFETY: plan and stream are alive.
-                unsafe { result::set_stream(plan, self.stream.cu_stream().cast()) }
+                unsafe { result::set_stream(plan, session.stream.cu_stream().cast()) }
                     .map_err(|e| refuse("planning", e))?;
                 plans.plans.insert(shape, plan);
                 plan

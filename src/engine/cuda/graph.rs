@@ -72,12 +72,12 @@ impl<'a> Recording<'a> {
         gpu.outside_capture("capturing a graph", "one graph is captured at a time")?;
         // So that memory can be had and given back on another stream meanwhile.
         gpu.synchronize()?;
-        gpu.bind()?;
         // Relaxed: the arena may allocate, on the other stream.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        if !gpu.meta {
+        if gpu.session.is_some() {
+            let stream = &gpu.bound("beginning a capture")?.stream;
             // SAFETY: the stream is alive.
-            unsafe { result::stream::begin_capture(gpu.stream.cu_stream(), mode) }
+            unsafe { result::stream::begin_capture(stream.cu_stream(), mode) }
                 .map_err(|e| gpu.error("beginning a capture", e))?;
         }
         let pool = Some(device.open_pool());
@@ -89,11 +89,13 @@ impl<'a> Recording<'a> {
     /// Ends the stream's capture: the graph, and what its launches need.
     fn stop(&mut self) -> (Result<sys::CUgraph>, BTreeMap<String, Need>) {
         let gpu = self.gpu;
-        let _ = gpu.context.bind_to_thread();
-        let graph = match gpu.meta {
-            true => Ok(std::ptr::null_mut()),
-            // SAFETY: the stream is alive.
-            false => unsafe { result::stream::end_capture(gpu.stream.cu_stream()) },
+        let graph = match &gpu.session {
+            None => Ok(std::ptr::null_mut()),
+            Some(session) => {
+                let _ = session.context.bind_to_thread();
+                // SAFETY: the stream is alive.
+                unsafe { result::stream::end_capture(session.stream.cu_stream()) }
+            }
         };
         gpu.recording.store(false, Ordering::Relaxed);
         let needs = std::mem::replace(&mut *lock(&gpu.ledger), self.ledger.take());
@@ -106,7 +108,7 @@ impl<'a> Recording<'a> {
         pool.seal();
         let (gpu, graph) = (self.gpu, graph?);
         let mut nodes = 0;
-        if gpu.meta {
+        if gpu.session.is_none() {
             return Ok(Graph { exec: std::ptr::null_mut(), nodes, needs, pool });
         }
         // SAFETY: the graph is alive; without a place for the nodes only their number is written.
@@ -144,18 +146,18 @@ impl Graph {
     pub fn replay(&self) -> Result<()> {
         let gpu = self.gpu();
         gpu.outside_capture("replaying a graph", "capture its work itself")?;
-        if gpu.meta {
+        if gpu.session.is_none() {
             self.enter();
             return Ok(());
         }
-        gpu.bind()?;
+        let session = gpu.bound("replaying a graph")?;
         let doing = || format!("replaying a graph of {} nodes", self.nodes);
         // SAFETY: graph and stream are alive, and so is every block that the graph touches.
-        unsafe { result::graph::launch(self.exec, gpu.stream.cu_stream()) }
+        unsafe { result::graph::launch(self.exec, session.stream.cu_stream()) }
             .map_err(|e| gpu.error(&doing(), e))?;
         self.enter();
-        if gpu.synchronous {
-            gpu.stream.synchronize().map_err(|e| gpu.error(&doing(), e))?;
+        if session.synchronous {
+            session.stream.synchronize().map_err(|e| gpu.error(&doing(), e))?;
         }
         Ok(())
     }
@@ -175,13 +177,11 @@ impl Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         let gpu = self.gpu();
-        if gpu.meta {
-            return;
-        }
-        let _ = gpu.context.bind_to_thread();
+        let Some(session) = &gpu.session else { return };
+        let _ = session.context.bind_to_thread();
         // A replay may be on its way; while another graph is captured none is, for the stream was idle when that began.
         if !gpu.recording() {
-            let _ = gpu.stream.synchronize();
+            let _ = session.stream.synchronize();
         }
         // SAFETY: ours alone, and nothing of it runs any more.
         let _ = unsafe { result::graph::exec_destroy(self.exec) };

@@ -163,17 +163,17 @@ impl Launch<'_> {
             return Ok(());
         }
         let given: Vec<usize> = self.args.iter().map(|a| a.1).collect();
-        if given != kernel.params && !self.gpu.meta {
+        if given != kernel.params && self.gpu.session.is_some() {
             self.refuse(format!("arguments of {given:?} bytes; its parameters have {:?}", kernel.params));
         }
         if let Some(why) = self.refused {
             return Err(Error::cuda(&format!("launching {}", kernel.name), why));
         }
-        if self.gpu.meta {
+        if self.gpu.session.is_none() {
             self.enter();
             return Ok(());
         }
-        self.gpu.bind()?;
+        let session = self.gpu.bound("a launch")?;
         self.allow_shared()?;
         let base = self.data.as_mut_ptr();
         // SAFETY: every offset is inside `data`, which lives through the call.
@@ -188,15 +188,15 @@ impl Launch<'_> {
                 (x, y, z),
                 (self.block, 1, 1),
                 self.shared,
-                self.gpu.stream.cu_stream(),
+                session.stream.cu_stream(),
                 &mut pointers,
             )
         };
         let doing = || format!("{} over {:?}×{}", kernel.name, self.grid, self.block);
         launched.map_err(|e| self.gpu.error(&doing(), e))?;
         self.enter();
-        if self.gpu.synchronous && !self.gpu.recording() {
-            self.gpu.stream.synchronize().map_err(|e| self.gpu.error(&doing(), e))?;
+        if session.synchronous && !self.gpu.recording() {
+            session.stream.synchronize().map_err(|e| self.gpu.error(&doing(), e))?;
         }
         Ok(())
     }

@@ -1,26 +1,27 @@
 //! Bytes on the device: what the arena draws on, copies, constants.
 
 use super::graph::RUN_ONCE;
-use super::{Gpu, lock};
+use super::{Gpu, Session, lock};
 use crate::engine::Tensor;
+use crate::engine::arena::META;
 use crate::{Error, Result};
 use cudarc::driver::{CudaStream, result, sys};
 
 impl Gpu {
     /// The stream that memory is asked of. What a captured stream is asked for is the graph's own, and cannot be freed
     /// outside it; since the compute stream was idle when the capture began, any other will do.
-    fn memory_stream(&self) -> &CudaStream {
-        if self.recording() { &self.copies } else { &self.stream }
+    fn memory_stream<'s>(&self, session: &'s Session) -> &'s CudaStream {
+        if self.recording() { &session.copies } else { &session.stream }
     }
 
     /// Fresh memory, or `None` when the device has none left.
     pub(in crate::engine) fn allocate(&self, bytes: usize) -> Result<Option<u64>> {
-        self.bind()?;
+        let session = self.bound("allocating memory")?;
         // SAFETY: the context is bound and the stream is alive.
-        match unsafe { result::malloc_async(self.memory_stream().cu_stream(), bytes) } {
+        match unsafe { result::malloc_async(self.memory_stream(session).cu_stream(), bytes) } {
             Ok(ptr) if self.recording() => {
                 // From here on it is any stream's.
-                self.copies.synchronize().map_err(|e| self.error("allocating memory", e))?;
+                session.copies.synchronize().map_err(|e| self.error("allocating memory", e))?;
                 Ok(Some(ptr))
             }
             Ok(ptr) => Ok(Some(ptr)),
@@ -31,15 +32,16 @@ impl Gpu {
 
     /// Gives memory back, once the stream has come so far.
     pub(in crate::engine) fn free(&self, ptr: u64) {
+        let Some(session) = &self.session else { return };
         // Where the context is lost to a fault the memory is, too; that fault has been reported.
-        let _ = self.context.bind_to_thread();
+        let _ = session.context.bind_to_thread();
         // SAFETY: the caller got it from `allocate` and uses it no more.
-        let _ = unsafe { result::free_async(ptr, self.memory_stream().cu_stream()) };
+        let _ = unsafe { result::free_async(ptr, self.memory_stream(session).cu_stream()) };
     }
 
     /// Bytes free and bytes in all, as the driver says.
     pub fn memory(&self) -> Result<(usize, usize)> {
-        self.bind()?;
+        self.bound("asking for free memory")?;
         result::mem_get_info().map_err(|e| self.error("asking for free memory", e))
     }
 
@@ -53,12 +55,12 @@ impl Gpu {
     /// # Safety
     /// The range must lie inside an allocation nobody else writes or reads unordered with the stream.
     pub(in crate::engine) unsafe fn fill(&self, ptr: u64, value: u8, bytes: usize) -> Result<()> {
-        if bytes == 0 || self.meta {
+        if bytes == 0 || self.session.is_none() {
             return Ok(());
         }
-        self.bind()?;
+        let stream = &self.bound("filling memory")?.stream;
         // SAFETY: the caller's promise.
-        unsafe { result::memset_d8_async(ptr, value, bytes, self.stream.cu_stream()) }
+        unsafe { result::memset_d8_async(ptr, value, bytes, stream.cu_stream()) }
             .map_err(|e| self.error("filling memory", e))
     }
 
@@ -67,12 +69,12 @@ impl Gpu {
     /// # Safety
     /// As for [`Gpu::fill`].
     pub(in crate::engine) unsafe fn fill_words(&self, ptr: u64, value: u32, count: usize) -> Result<()> {
-        if count == 0 || self.meta {
+        if count == 0 || self.session.is_none() {
             return Ok(());
         }
-        self.bind()?;
+        let stream = &self.bound("filling memory")?.stream;
         // SAFETY: the caller's promise.
-        unsafe { sys::cuMemsetD32Async(ptr, value, count, self.stream.cu_stream()) }
+        unsafe { sys::cuMemsetD32Async(ptr, value, count, stream.cu_stream()) }
             .result()
             .map_err(|e| self.error("filling memory", e))
     }
@@ -89,12 +91,12 @@ impl Gpu {
             &format!("copying {} bytes to the device", data.len()),
             "a replay would read the host's memory again; upload before, or feed it (`Feed`)",
         )?;
-        if self.meta {
+        if self.session.is_none() {
             return Ok(());
         }
-        self.bind()?;
+        let stream = &self.bound("copying to the device")?.stream;
         // SAFETY: the caller's promise; pageable memory is staged by the driver before the call returns.
-        unsafe { result::memcpy_htod_async(ptr, data, self.stream.cu_stream()) }
+        unsafe { result::memcpy_htod_async(ptr, data, stream.cu_stream()) }
             .map_err(|e| self.error("copying to the device", e))
     }
 
@@ -110,12 +112,12 @@ impl Gpu {
             &format!("copying {} bytes from the device", out.len()),
             "its work is not done yet; read after a replay, or later (`Readback`)",
         )?;
-        if self.meta {
+        if self.session.is_none() {
             return Ok(());
         }
-        self.bind()?;
+        let stream = &self.bound("copying from the device")?.stream;
         // SAFETY: the caller's promise; `out` lives until the wait below is over.
-        unsafe { result::memcpy_dtoh_async(out, ptr, self.stream.cu_stream()) }
+        unsafe { result::memcpy_dtoh_async(out, ptr, stream.cu_stream()) }
             .map_err(|e| self.error("copying from the device", e))?;
         self.synchronize()
     }
@@ -125,12 +127,12 @@ impl Gpu {
     /// # Safety
     /// Both ranges must lie inside allocations and not overlap; else as for [`Gpu::fill`].
     pub(in crate::engine) unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        if bytes == 0 || self.meta {
+        if bytes == 0 || self.session.is_none() {
             return Ok(());
         }
-        self.bind()?;
+        let stream = &self.bound("copying on the device")?.stream;
         // SAFETY: the caller's promise.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
+        unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
             .map_err(|e| self.error("copying on the device", e))
     }
 
@@ -141,7 +143,9 @@ impl Gpu {
         name: String,
         make: impl FnOnce() -> Vec<T>,
     ) -> Result<u64> {
-        let mut constants = lock(&self.constants);
+        // Nobody looks where a meta device's are.
+        let Some(session) = &self.session else { return Ok(META as u64) };
+        let mut constants = lock(&session.constants);
         if let Some(&ptr) = constants.get(&name) {
             return Ok(ptr);
         }

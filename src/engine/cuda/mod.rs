@@ -60,10 +60,23 @@ impl Properties {
     }
 }
 
-/// An open CUDA device.
+/// A CUDA device: open, or one that computes nothing and touches no memory ([`Device::meta`](super::Device::meta)).
 pub struct Gpu {
     driver: Driver,
     properties: Properties,
+    /// One for a device and those that stand for it.
+    ledger: Arc<Mutex<ledger::Ledger>>,
+    /// Whether the compute stream is captured: what it is asked for is recorded, not done.
+    recording: AtomicBool,
+    /// Is every allocation the driver's own, of its exact size? So that the emulator's checks see where a buffer ends and when
+    /// its life does.
+    exact: bool,
+    /// `None`: it computes nothing.
+    session: Option<Session>,
+}
+
+/// What an open device has of its machine.
+struct Session {
     jit: Jit,
     // Dropped in this order: what lives in the context before the context.
     /// Loaded sources: the embedded ones by name, others by all they are.
@@ -71,21 +84,12 @@ pub struct Gpu {
     plans: Mutex<fft::Plans>,
     /// Uploaded once, by name: see [`Gpu::constant`].
     constants: Mutex<HashMap<String, u64>>,
-    /// One for a device and those that stand for it.
-    ledger: Arc<Mutex<ledger::Ledger>>,
     stream: Arc<CudaStream>,
     /// Brings what the next step needs while the compute stream is at this one.
     copies: Arc<CudaStream>,
-    /// Whether the compute stream is captured: what it is asked for is recorded, not done.
-    recording: AtomicBool,
     context: Arc<CudaContext>,
     /// Waits after every launch, so that a fault is reported by the kernel that caused it.
     synchronous: bool,
-    /// Computes nothing and touches no memory: see [`Device::meta`](super::Device::meta).
-    meta: bool,
-    /// Is every allocation the driver's own, of its exact size? So that the emulator's checks see where a buffer ends and when
-    /// its life does.
-    exact: bool,
 }
 
 impl Gpu {
@@ -115,37 +119,43 @@ impl Gpu {
                 ),
             ));
         }
-        Ok(Self {
-            context,
-            stream,
-            copies,
-            recording: AtomicBool::new(false),
-            driver,
-            properties,
+        let session = Session {
             jit,
             modules: Mutex::default(),
             plans: Mutex::default(),
             constants: Mutex::default(),
-            ledger: Arc::default(),
+            stream,
+            copies,
+            context,
             synchronous: std::env::var_os("ASASR_CUDA_SYNC").is_some(),
-            meta: false,
-            exact: driver == Driver::Emulator,
-        })
+        };
+        let exact = driver == Driver::Emulator;
+        Ok(Self { session: Some(session), ..Self::without_session(driver, properties, exact) })
+    }
+
+    fn without_session(driver: Driver, properties: Properties, exact: bool) -> Self {
+        let (ledger, recording) = (Arc::default(), AtomicBool::new(false));
+        Self { driver, properties, ledger, recording, exact, session: None }
     }
 
     /// The same device, computing nothing. What it is asked to launch is in the ledger of both.
-    pub(super) fn meta(&self) -> Result<Self> {
-        let mut gpu = Self::open(self.driver, self.properties.ordinal)?;
-        (gpu.meta, gpu.exact) = (true, self.exact);
-        gpu.ledger = self.ledger.clone();
-        Ok(gpu)
+    pub(super) fn meta(&self) -> Self {
+        let meta = Self::without_session(self.driver, self.properties.clone(), self.exact);
+        Self { ledger: self.ledger.clone(), ..meta }
     }
 
-    /// A GPU that is not here, computing nothing: the emulator's, with a GPU's way of keeping memory.
-    pub(super) fn absent() -> Result<Self> {
-        let mut gpu = Self::open(Driver::Emulator, 0)?;
-        (gpu.meta, gpu.exact) = (true, false);
-        Ok(gpu)
+    /// A GPU that is not here, computing nothing: of the first architecture that there are kernels for, an A100.
+    pub(super) fn absent() -> Self {
+        let properties = Properties {
+            name: "a GPU that is not here".into(),
+            ordinal: 0,
+            capability: (8, 0),
+            driver: (0, 0),
+            multiprocessors: 108,
+            memory: 0,
+            shared_limit: 163 << 10,
+        };
+        Self::without_session(Driver::Nvidia, properties, false)
     }
 
     /// Whose device it is.
@@ -158,20 +168,24 @@ impl Gpu {
         &self.properties
     }
 
-    /// The compiler, and the cache of what it made.
-    pub fn jit(&self) -> &Jit {
-        &self.jit
+    /// The compiler, and the cache of what it made; `None` on a meta device.
+    pub fn jit(&self) -> Option<&Jit> {
+        self.session.as_ref().map(|session| &session.jit)
     }
 
     /// Waits for everything that was asked of the compute stream.
     pub fn synchronize(&self) -> Result<()> {
         self.outside_capture("waiting for the device", "nothing is done before a replay")?;
-        self.stream.synchronize().map_err(|e| self.error("waiting for the device", e))
+        let Some(session) = &self.session else { return Ok(()) };
+        session.stream.synchronize().map_err(|e| self.error("waiting for the device", e))
     }
 
-    /// Makes the device's context that of this thread, as every call below wants.
-    fn bind(&self) -> Result<()> {
-        self.context.bind_to_thread().map_err(|e| self.error("entering the context", e))
+    /// What it has of its machine, whose context is that of this thread from here on, as every call of the driver's wants.
+    fn bound(&self, doing: &str) -> Result<&Session> {
+        let session = self.session.as_ref();
+        let session = session.ok_or_else(|| Error::cuda(doing, "a meta device has nothing to do it with"))?;
+        session.context.bind_to_thread().map_err(|e| self.error("entering the context", e))?;
+        Ok(session)
     }
 
     /// An error with the driver's word, and the emulator's report where it made one.
@@ -184,7 +198,7 @@ impl Gpu {
     }
 }
 
-impl Drop for Gpu {
+impl Drop for Session {
     fn drop(&mut self) {
         // What the fields free while they are dropped wants the context current on this thread; if it cannot be made
         // so, the device is lost and its memory with it.

@@ -1,7 +1,7 @@
 //! Sources compiled, loaded and looked up once per device.
 
 use super::graph::RUN_ONCE;
-use super::{Gpu, describe, lock};
+use super::{Gpu, Session, describe, lock};
 use crate::engine::jit::{Compiled, OPTIONS};
 use crate::engine::nvrtc::Source;
 use crate::{Error, Result, error::did_you_mean};
@@ -62,11 +62,9 @@ impl Gpu {
     /// Kernel `name` of the embedded source `source` (`gelu.cu`): compiled, or found in the cache, and loaded when it is
     /// first asked for.
     pub fn kernel(&self, source: &'static str, name: &str) -> Result<Arc<Kernel>> {
-        if self.meta {
-            return Ok(Arc::new(Kernel::meta(name)));
-        }
-        let module = self.module(source, || {
-            let compiled = self.jit.kernel(source, &self.properties.arch())?;
+        let Some(session) = &self.session else { return Ok(Arc::new(Kernel::meta(name))) };
+        let module = session.module(source, || {
+            let compiled = session.jit.kernel(source, &self.properties.arch())?;
             self.load(source, compiled)
         })?;
         self.in_module(&module, name)
@@ -75,24 +73,13 @@ impl Gpu {
     /// Kernel `name` of a source that is not embedded, by the same compiler, options and cache. It stays loaded as long
     /// as the device.
     pub fn compile(&self, source: &Source, name: &str) -> Result<Arc<Kernel>> {
+        let Some(session) = &self.session else { return Ok(Arc::new(Kernel::meta(name))) };
         // All that the source is, so that two of one name are two.
-        let module = self.module(&format!("{source:?}"), || {
-            let compiled = self.jit.get(source, &self.properties.arch(), &OPTIONS)?;
+        let module = session.module(&format!("{source:?}"), || {
+            let compiled = session.jit.get(source, &self.properties.arch(), &OPTIONS)?;
             self.load(source.name, compiled)
         })?;
         self.in_module(&module, name)
-    }
-
-    /// The module kept as `key`, loaded if it is not there yet.
-    fn module(&self, key: &str, load: impl FnOnce() -> Result<Module>) -> Result<Arc<Module>> {
-        // Held while it compiles: others that want the same source wait for it, as they would for the disk cache.
-        let mut modules = lock(&self.modules);
-        if let Some(module) = modules.get(key) {
-            return Ok(module.clone());
-        }
-        let module = Arc::new(load()?);
-        modules.insert(key.into(), module.clone());
-        Ok(module)
     }
 
     fn in_module(&self, module: &Module, name: &str) -> Result<Arc<Kernel>> {
@@ -107,7 +94,7 @@ impl Gpu {
 
     fn load(&self, source: &str, compiled: Compiled) -> Result<Module> {
         self.outside_capture(&format!("loading {source}"), RUN_ONCE)?;
-        self.bind()?;
+        self.bound("loading a module")?;
         // SAFETY: an image of the driver's own formats, whole: the compiler made it and the cache checked its hash.
         let mut loaded = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
         if matches!(loaded, Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU) {
@@ -131,7 +118,7 @@ impl Gpu {
         let refuse = |e| Error::cuda(&format!("{source}, {name}"), describe(e));
         let c_name =
             CString::new(name).map_err(|_| Error::cuda(source, "a kernel's name has a zero byte in it"))?;
-        self.bind()?;
+        self.bound("loading a module")?;
         // SAFETY: the module is loaded.
         let function = unsafe { result::module::get_function(module.module, c_name) }.map_err(|_| {
             let near = did_you_mean(name, module.names.iter().map(String::as_str));
@@ -157,6 +144,20 @@ impl Gpu {
         // Without asking, a block has 48 KiB, what the source declares included.
         let allowed = Mutex::new((48 << 10) - shared.min(48 << 10));
         Ok(Kernel { name: name.into(), function, params, threads, shared, allowed })
+    }
+}
+
+impl Session {
+    /// The module kept as `key`, loaded if it is not there yet.
+    fn module(&self, key: &str, load: impl FnOnce() -> Result<Module>) -> Result<Arc<Module>> {
+        // Held while it compiles: others that want the same source wait for it, as they would for the disk cache.
+        let mut modules = lock(&self.modules);
+        if let Some(module) = modules.get(key) {
+            return Ok(module.clone());
+        }
+        let module = Arc::new(load()?);
+        modules.insert(key.into(), module.clone());
+        Ok(module)
     }
 }
 

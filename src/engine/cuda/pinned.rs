@@ -18,14 +18,14 @@ unsafe impl Send for Pinned {}
 
 impl Pinned {
     pub fn new(gpu: &Gpu, bytes: usize) -> Result<Self> {
-        gpu.bind()?;
+        let context = gpu.bound("pinning host memory")?.context.clone();
         // SAFETY: at least a byte; the memory is initialised below.
         let ptr = unsafe { result::malloc_host(bytes.max(1), 0) }
             .map_err(|e| gpu.error(&format!("pinning {bytes} bytes of host memory"), e))?;
         let ptr = NonNull::new(ptr.cast::<u8>()).expect("the driver gave memory");
         // SAFETY: fresh, and of this size.
         unsafe { ptr.write_bytes(0, bytes) };
-        Ok(Self { ptr, bytes, context: gpu.context.clone() })
+        Ok(Self { ptr, bytes, context })
     }
 
     pub fn all(&self) -> &[u8] {
@@ -58,15 +58,15 @@ unsafe impl Send for Fence {}
 
 impl Fence {
     pub fn new(gpu: &Gpu) -> Result<Self> {
-        gpu.bind()?;
+        let context = gpu.bound("making an event")?.context.clone();
         let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
             .map_err(|e| gpu.error("making an event", e))?;
-        Ok(Self { event, context: gpu.context.clone() })
+        Ok(Self { event, context })
     }
 
     /// Stands where `stream` is now.
     pub fn set(&self, gpu: &Gpu, stream: &CudaStream) -> Result<()> {
-        gpu.bind()?;
+        gpu.bound("recording an event")?;
         // SAFETY: event and stream are alive and of one context.
         unsafe { result::event::record(self.event, stream.cu_stream()) }
             .map_err(|e| gpu.error("recording an event", e))
@@ -74,7 +74,7 @@ impl Fence {
 
     /// What `stream` is asked for from now on waits for it.
     pub fn hold(&self, gpu: &Gpu, stream: &CudaStream) -> Result<()> {
-        gpu.bind()?;
+        gpu.bound("waiting for an event")?;
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: as above.
         unsafe { result::stream::wait_event(stream.cu_stream(), self.event, flags) }
@@ -83,7 +83,7 @@ impl Fence {
 
     /// The host waits for it.
     pub fn wait(&self, gpu: &Gpu) -> Result<()> {
-        gpu.bind()?;
+        gpu.bound("waiting for an event")?;
         // SAFETY: the event is alive.
         unsafe { result::event::synchronize(self.event) }.map_err(|e| gpu.error("waiting for an event", e))
     }

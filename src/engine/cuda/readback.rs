@@ -39,7 +39,8 @@ impl Readback {
             let detail = format!("{t:?}; up to {} values of f32 on {:?} are read", self.most, self.device);
             return Err(Error::shape("readback", detail));
         }
-        let Some(gpu) = self.device.gpu() else {
+        let open = self.device.gpu().and_then(|gpu| Some((gpu, gpu.session.as_ref()?)));
+        let Some((gpu, session)) = open else {
             self.pending.push_back(Entry::Here(t.values()?));
             return Ok(());
         };
@@ -48,13 +49,13 @@ impl Readback {
             Some(place) => place,
             None => (Pinned::new(gpu, 4 * self.most)?, Fence::new(gpu)?),
         };
-        if !t.is_empty() && !gpu.meta {
+        if !t.is_empty() {
             let to = &mut pinned.all_mut()[..4 * t.len()];
             // SAFETY: inside the tensor; the pinned memory is not looked at, used again or freed before `done`.
-            unsafe { result::memcpy_dtoh_async(to, t.address(), gpu.stream.cu_stream()) }
+            unsafe { result::memcpy_dtoh_async(to, t.address(), session.stream.cu_stream()) }
                 .map_err(|e| gpu.error("copying from the device", e))?;
         }
-        done.set(gpu, &gpu.stream)?;
+        done.set(gpu, &session.stream)?;
         self.pending.push_back(Entry::Coming { pinned, done, values: t.len() });
         Ok(())
     }

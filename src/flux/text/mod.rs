@@ -31,6 +31,8 @@ pub struct TextEncoders {
     clip: Clip,
     t5: T5,
     dtype: DType,
+    /// See [`TextEncoders::telling`].
+    told: Box<dyn Fn(usize, usize) + Send + Sync>,
 }
 
 /// Folders of the encoders and of their tokenizers.
@@ -53,14 +55,20 @@ impl TextEncoders {
             clip: Clip::open(dir.join(CLIP[0]), device, dtype)?,
             t5: T5::open(dir.join(T5_FOLDERS[0]), device, dtype)?,
             dtype,
+            told: Box::new(|_, _| ()),
         })
+    }
+
+    /// With `told` of T5's layers: how many are done, each read when its turn has come, and how many there are.
+    pub fn telling(self, told: impl Fn(usize, usize) + Send + Sync + 'static) -> Self {
+        Self { told: Box::new(told), ..self }
     }
 
     /// What `text` becomes, T5's ids cut or padded to `tokens` of them: FLUX.1-dev wants [`TOKENS`].
     pub fn encode(&self, text: &str, tokens: usize) -> Result<Prompt> {
         let (clip, t5) = self.ids(text, tokens)?;
         let (_, pooled) = self.clip.encode(&[clip])?;
-        let txt = self.t5.encode(&[t5], &mut |_, _| {})?;
+        let txt = self.t5.encode(&[t5], &mut |i, _| (self.told)(i + 1, self.t5.layers()))?;
         let (tokens, widths) = (txt.shape()[1], [txt.width(), pooled.width()]);
         let cpu = Device::cpu();
         let prompt = Prompt {

@@ -156,6 +156,11 @@ impl T5 {
         self.encoder.folder.identity()
     }
 
+    /// How many layers it has.
+    pub fn layers(&self) -> usize {
+        self.config.num_layers
+    }
+
     /// Every token's vector `[batch, tokens, width]`, of prompts of equal length. `observe` is shown the residual stream
     /// after each layer, with its number.
     pub fn encode(&self, ids: &[Vec<u32>], observe: &mut dyn FnMut(usize, &Tensor)) -> Result<Tensor> {

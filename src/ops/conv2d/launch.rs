@@ -51,7 +51,8 @@ pub(super) fn forward(gpu: &Gpu, op: &Conv2d, d: Dims, inputs: &[&Tensor]) -> Re
         return Ok(y);
     }
     let channels = d.inp.next_multiple_of(dtype.per_16_bytes());
-    let (x, w) = (turned(gpu, x, channels)?, turned(gpu, w, channels)?);
+    let last = |t: &Tensor, n, positions| turned(gpu, NAME, t, [n, d.inp, positions], channels);
+    let (x, w) = (last(x, d.batch, d.x[0] * d.x[1])?, last(w, d.out, d.window[0] * d.window[1])?);
     let int = |n| cuda::int(NAME, n);
     let (depth, scale) = (channels * d.window[0] * d.window[1], 1 + usize::from(op.upsample));
     // A sample's places are counted in the kernels' `int`.
@@ -97,18 +98,22 @@ pub(super) fn forward(gpu: &Gpu, op: &Conv2d, d: Dims, inputs: &[&Tensor]) -> Re
     Ok(y)
 }
 
-/// `[B, C, H, W]` as `[B, H, W, channels]`, what is added to C being zero.
-fn turned(gpu: &Gpu, x: &Tensor, channels: usize) -> Result<Tensor> {
-    let &[batch, inp, h, w] = x.shape() else { unreachable!("the op has counted the extents") };
-    let mut to = Tensor::empty_as(x.device(), &[batch, h, w, channels], x.dtype())?;
+/// `x` `[batch, inp, positions]` as `[batch, positions, channels]`, what is added to `inp` being zero, for the op `name`.
+pub fn turned(
+    gpu: &Gpu,
+    name: &'static str,
+    x: &Tensor,
+    [batch, inp, positions]: [usize; 3],
+    channels: usize,
+) -> Result<Tensor> {
+    let mut to = Tensor::empty_as(x.device(), &[batch, positions, channels], x.dtype())?;
     let kernel = cuda::kernel(gpu, SOURCE, "conv2d_fwd_turn", x.dtype())?;
-    let positions = h * w;
     gpu.launch(&kernel, [positions.div_ceil(32), channels.div_ceil(32), batch], cuda::THREADS)
         .read(x)
         .write(&mut to)
-        .value(cuda::int(NAME, inp)?)
-        .value(cuda::int(NAME, channels)?)
-        .value(cuda::int(NAME, positions)?)
+        .value(cuda::int(name, inp)?)
+        .value(cuda::int(name, channels)?)
+        .value(cuda::int(name, positions)?)
         .run()?;
     Ok(to)
 }

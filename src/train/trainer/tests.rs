@@ -12,7 +12,7 @@ use crate::infer::model::layout;
 use crate::train::config::Config;
 use crate::train::data;
 use crate::train::run::flux_config;
-use crate::train::stages::Progress;
+use crate::train::stages::Silent;
 use crate::train::validation::Validation;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,15 +24,6 @@ use std::sync::atomic::AtomicBool;
 mod cuda;
 
 mod bf16;
-
-struct Silent;
-
-impl Progress for Silent {
-    fn stage(&self, _: &str, _: usize, _: usize) {}
-    fn step(&self, _: f64, _: f64) {}
-    fn done(&self, _: &StageSummary) {}
-    fn say(&self, _: &str) {}
-}
 
 static STOP: AtomicBool = AtomicBool::new(false);
 

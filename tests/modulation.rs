@@ -2,16 +2,13 @@
 //! device, and what the table was not made for is refused.
 
 mod common;
-#[allow(dead_code, reason = "shared with tests that want the emulator alone")]
-#[path = "common/cuda.rs"]
-mod cuda;
 
 use asasr_engine::engine::{DType, Device, Tensor};
 use asasr_engine::flux::Weights;
 use asasr_engine::flux::modulation::Levels;
 use asasr_engine::flux::schedule::known_sigmas;
 use asasr_engine::train::objective::{Mode, Pairs};
-use common::{COLLAPSED, SMALL, World, grads};
+use common::{COLLAPSED, SMALL, World, cuda, grads};
 
 /// σ of training, and of a sampler.
 fn sigmas() -> [Vec<f32>; 2] {

@@ -121,6 +121,12 @@ impl Plan {
         self.base.as_ref().map(|base| base.levels().clone()).unwrap_or_default()
     }
 
+    /// With the whole base of `made`: on a tape that rounds, modulation is seen where it is computed and not in a table.
+    #[cfg(test)]
+    pub fn computing_modulation(self, made: &Artifacts) -> Self {
+        Self { base: self.base.and(made.base.clone()), ..self }
+    }
+
     /// May weight decay apply to each parameter? To matrices.
     pub fn decays(&self, params: &ParamSet) -> Vec<bool> {
         (0..params.names().len()).map(|i| params.shape(i).len() == 2).collect()

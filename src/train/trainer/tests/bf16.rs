@@ -64,7 +64,8 @@ fn bf16_costs_no_update_more_than_a_naive_one() {
     for (stage, exported) in STAGES.into_iter().zip(EXPORTED) {
         let (steps, name) = (f32s.stage(stage).steps, stage.name());
         let plan = cpu.plan(stage, &made).unwrap();
-        let (far, rough) = (gpu.plan(stage, &on_device).unwrap(), cpu.plan(stage, &halved(&made)).unwrap());
+        let (far, rough) = (gpu.plan(stage, &on_device).unwrap(), halved(&made));
+        let rough = cpu.plan(stage, &rough).unwrap().computing_modulation(&rough);
         let mut here = Session::new(&cpu, &plan, 0..steps, |_, _| ());
         let mut others = vec![Session::new(&gpu, &far, 0..steps, |_, _| ())];
         for policy in &policies {

@@ -13,7 +13,6 @@ use asasr_engine::ops::sdpa::Sdpa;
 use asasr_engine::train::stages::Progress;
 use asasr_engine::train::{Config, StageSummary, plan};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 
 /// Any autoencoder of 16 channels plans as FLUX.1's does: latents come from the host.
 const SETS: [&str; 14] = [
@@ -75,15 +74,20 @@ fn autoencoder(device: &Device) -> Result<(), Any> {
     Ok(())
 }
 
-/// Every kernel that is launched, and its launches.
-fn launches() -> Result<BTreeMap<String, Need>, Any> {
+/// Every kernel that is launched, and its launches: by the stages, by the autoencoder's layers.
+fn launches() -> Result<Vec<(String, Need)>, Any> {
     let device = Device::absent_gpu();
     let gpu = device.gpu().ok_or("the absent GPU is no GPU")?;
     gpu.take_needs();
     let sets: Vec<String> = SETS.iter().map(|s| (*s).into()).collect();
     plan(&Config::load(Some("paper-asdpo"), None, &sets)?, &device, Some(MEMORY), &Quiet)?;
+    let stages = gpu.take_needs();
     autoencoder(&device)?;
-    Ok(gpu.take_needs())
+    let layers = gpu.take_needs();
+    if stages.is_empty() || layers.is_empty() {
+        return Err("a device that computes nothing has kept no launch".into());
+    }
+    Ok(stages.into_iter().chain(layers).collect())
 }
 
 /// What keeps `kernel` from being launched so on `arch`, or slows it there.

@@ -5,7 +5,7 @@ mod common;
 
 use asasr_engine::engine::{DType, Device, Tensor};
 use asasr_engine::flux::Weights;
-use asasr_engine::flux::modulation::Levels;
+use asasr_engine::flux::modulation::{Known, Levels};
 use asasr_engine::flux::schedule::known_sigmas;
 use asasr_engine::train::objective::{Mode, Pairs};
 use common::{COLLAPSED, SMALL, World, cuda, grads};
@@ -38,7 +38,7 @@ fn step(device: &Device, dtype: DType, tabulated: bool, recompute: bool) -> [Vec
     w.weights = w.weights.computing_in(dtype).unwrap();
     if tabulated {
         let whole = w.weights.iter().count();
-        w.weights = w.weights.tabulated(&w.config, device, &known_sigmas(3, 16)).unwrap();
+        w.weights = w.weights.tabulated(&w.config, device, &Known::unprompted(known_sigmas(3, 16))).unwrap();
         assert!(w.weights.iter().count() + 2 * w.config.modulations().len() < whole);
     }
     let (mut params, pairs) = (w.params().unwrap(), pairs(&w, &w.weights));
@@ -65,7 +65,7 @@ fn a_table_changes_no_bit() {
 #[test]
 fn what_the_table_was_not_made_for_is_refused() {
     let w = World::new(&SMALL, &Device::cpu()).unwrap();
-    let table = w.weights.tabulated(&w.config, &w.device, &[0.5]).unwrap();
+    let table = w.weights.tabulated(&w.config, &w.device, &Known::unprompted(vec![0.5])).unwrap();
     let Levels::Table(_) = table.levels() else { panic!("there is none") };
     assert!(table.levels().rows(&[0.5, 0.0]).is_ok());
     let e = table.levels().rows(&[0.5, 0.25]).unwrap_err().to_string();

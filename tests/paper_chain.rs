@@ -1,6 +1,7 @@
 //! The paper's stages, each a run that stands on the one before, on a base model and an autoencoder from elsewhere: those of
 //! the golden vectors, on drawn pictures; and a picture upscaled with what came of it.
 
+use asasr_engine::autograd::Tape;
 use asasr_engine::data::Image;
 use asasr_engine::engine::{DType, Device};
 use asasr_engine::infer::{Model, Parts, Settings, Watch, upscale};
@@ -68,11 +69,16 @@ fn each_run_stands_on_the_one_before() {
 
     let parts = Parts::find(&at("asdpo"), None, None).unwrap();
     assert_eq!(parts.names(), ["base_sft:1", "train_dpo:1"]);
-    let model = Model::load(&parts, &Device::cpu(), DType::F32, &mut |_, _| ()).unwrap();
     let settings = Settings { scale: 2.0, steps: 1, guidance: 3.5, seed: 1, tile: 64, overlap: 16 };
     let watch = Watch { progress: &|_, _| {}, say: &|_| {}, stop: &AtomicBool::new(false) };
     let lq = Image::from_fn(40, 50, |c, y, x| (c * 20 + y + x) as f32 / 150.0);
-    let big = upscale(&model, &lq, &settings, &Device::cpu(), &watch).unwrap().image;
+    // Loaded for this or for anything, it gives the same.
+    let [big, same] = [Some(&settings), None].map(|asked| {
+        let model = Model::load(&parts, &Device::cpu(), DType::F32, asked, &mut |_, _| ()).unwrap();
+        assert_eq!(model.weights.var(&Tape::no_grad(), "norm_out.linear.weight").is_ok(), asked.is_none());
+        upscale(&model, &lq, &settings, &Device::cpu(), &watch).unwrap().image
+    });
+    assert!(big == same);
     assert!((big.height, big.width) == (80, 100) && big.data.iter().all(|v| v.is_finite()));
 }
 

@@ -190,7 +190,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     let load = || {
         let (weights, begun, mut bytes) = (super::weights_bar(), Instant::now(), 0);
-        let model = Model::load(&parts, &device, precision.dtype(), &mut |done, all| {
+        let asked = Some(&job.settings);
+        let model = Model::load(&parts, &device, precision.dtype(), asked, &mut |done, all| {
             weights.set_length(all);
             weights.set_position(done);
             bytes = all;

@@ -12,7 +12,7 @@
 
 use super::bfl;
 use super::config::FluxConfig;
-use super::modulation::ModulationTable;
+use super::modulation::{Known, ModulationTable};
 use super::params::Weights;
 use super::weights::{Folder, SafeFile, Slice};
 use crate::engine::{DType, Device, Philox, Tensor};
@@ -111,17 +111,17 @@ impl BaseModel {
         self.those(device, activations, &mut self.telling(progress)?, |_| true)
     }
 
-    /// [`BaseModel::load`] with a table for `sigma` in the place of modulation's layers ([`ModulationTable`]), of which one at
+    /// [`BaseModel::load`] with a table for what is `known` in the place of modulation's layers ([`ModulationTable`]), of which one at
     /// a time is on the device.
     pub fn load_tabulated(
         &self,
         device: &Device,
         activations: DType,
-        sigma: &[f32],
+        known: &Known,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Weights> {
         let mut told = self.telling(progress)?;
-        let table = ModulationTable::new(&self.config, device, sigma, &mut |start| {
+        let table = ModulationTable::new(&self.config, device, known, &mut |start| {
             self.those(device, activations, &mut told, |name| name.starts_with(start))
         })?;
         let others = |name: &str| !ModulationTable::replaces(&self.config, name);

@@ -1,8 +1,8 @@
 //! Modulation from a table, for a frozen base.
 //!
-//! Without text and at guidance 0, as in training, a modulation is a function of σ alone, and training knows a thousand σ
-//! (METHOD §1). So each layer that computes one is multiplied with all of them once and then left out, with the embedding
-//! in front of them: of FLUX.1-dev 3.2 of 11.9 billion parameters, 6.1 GiB in bf16.
+//! Under one prompt and guidance a modulation is a function of σ alone, and the σ are known: training's thousand (METHOD
+//! §1), a sampler's steps. So each layer that computes one is multiplied with all of them once and then left out, with the
+//! embedding in front of them: of FLUX.1-dev 3.2 of 11.9 billion parameters, 6.1 GiB in bf16.
 //!
 //! ```text
 //! row of σ    [SiLU(e) | every module's W·SiLU(e) + b]      chunks of D f32: 1 + 12 per double, 3 per single block, 2 at the end
@@ -67,9 +67,28 @@ impl Levels {
     }
 }
 
-/// The table of one model and its noise levels.
+/// What a model will be asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Known {
+    /// Noise levels, besides 0.
+    pub sigma: Vec<f32>,
+    /// The one guidance.
+    pub guidance: f32,
+    /// The one pooled prompt; `None`: zeros.
+    pub pooled: Option<Vec<f32>>,
+}
+
+impl Known {
+    /// Without text and at guidance 0, as in training.
+    pub fn unprompted(sigma: Vec<f32>) -> Self {
+        Self { sigma, guidance: 0.0, pooled: None }
+    }
+}
+
+/// The table of one model for what is known.
 pub struct ModulationTable {
     dim: usize,
+    guidance: f32,
     chunks: usize,
     /// Each module's chunks.
     modules: HashMap<String, Range<usize>>,
@@ -82,15 +101,15 @@ pub struct ModulationTable {
 }
 
 impl ModulationTable {
-    /// The rows of 0 and of all `sigma`, computed on `device` by the weights whose names begin with what `weights` is
+    /// The rows of 0 and of what is `known`, computed on `device` by the weights whose names begin with what `weights` is
     /// given: it is asked for one module at a time, and for the embedder before all.
     pub(super) fn new(
         config: &FluxConfig,
         device: &Device,
-        sigma: &[f32],
+        known: &Known,
         weights: &mut dyn FnMut(&str) -> Result<Weights>,
     ) -> Result<Self> {
-        let mut sigma = [&[0.0], sigma].concat();
+        let mut sigma = [&[0.0], &known.sigma[..]].concat();
         sigma.sort_by(f32::total_cmp);
         sigma.dedup();
         let (n, dim) = (sigma.len(), config.dim());
@@ -110,9 +129,14 @@ impl ModulationTable {
         let emb = {
             let weights = weights(&format!("{EMBEDDER}."))?;
             let flux = Flux { config, weights: &weights, adapters: &[] };
-            let pooled = Var::constant(Tensor::zeros(device, &[n, config.pooled_projection_dim])?);
+            let shape = [n, config.pooled_projection_dim];
+            let pooled = match &known.pooled {
+                None => Tensor::zeros(device, &shape)?,
+                Some(pooled) => Tensor::from_slice(device, &shape, &pooled.repeat(n))?,
+            };
+            let (pooled, guidance) = (Var::constant(pooled), vec![known.guidance; n]);
             let levels = embed::sinusoid(device, &NoiseLevels::times(&sigma))?;
-            flux.time_modulation(&Tape::no_grad(), &levels, &vec![0.0; n], &pooled)?
+            flux.time_modulation(&Tape::no_grad(), &levels, &guidance, &pooled)?
         };
         place(&(0..1), emb.value())?;
         for (module, _) in config.modulations() {
@@ -125,7 +149,7 @@ impl ModulationTable {
             true => Tensor::zeros(device, &[1, chunks, dim])?,
             false => Tensor::from_slice(device, &[1, chunks, dim], &values[..chunks * dim])?,
         };
-        Ok(Self { dim, chunks, modules, sigma, values, clean })
+        Ok(Self { dim, guidance: known.guidance, chunks, modules, sigma, values, clean })
     }
 
     /// Is the weight `name` of no use beside a table?
@@ -150,6 +174,11 @@ impl ModulationTable {
             }
         }
         Ok(rows)
+    }
+
+    /// The guidance it was made for.
+    pub(super) fn guidance(&self) -> f32 {
+        self.guidance
     }
 
     /// The rows of a batch, as [`Levels::of`] gives them.
@@ -185,12 +214,12 @@ impl ModulationTable {
 }
 
 impl Weights {
-    /// These frozen weights with a table for `sigma` (see [`ModulationTable`]) in the place of the layers that it replaces.
-    pub fn tabulated(&self, config: &FluxConfig, device: &Device, sigma: &[f32]) -> Result<Self> {
+    /// These frozen weights with a table for what is `known` in the place of the layers that it replaces.
+    pub fn tabulated(&self, config: &FluxConfig, device: &Device, known: &Known) -> Result<Self> {
         if let Levels::Table(_) = self.levels() {
             return Ok(self.clone());
         }
-        let table = ModulationTable::new(config, device, sigma, &mut |_| Ok(self.clone()))?;
+        let table = ModulationTable::new(config, device, known, &mut |_| Ok(self.clone()))?;
         Ok(self.without(|name| ModulationTable::replaces(config, name)).with_levels(table))
     }
 }

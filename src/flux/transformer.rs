@@ -244,9 +244,9 @@ impl<'a> Flux<'a> {
         let stream = ModSource { split: img, image: (0..batch).collect(), cond: (cond > 0).then_some(map) };
         let rows = match self.weights.levels() {
             Levels::Sinusoid => None,
-            Levels::Table(_) if inputs.guidance.iter().any(|&g| g != 0.0) => {
-                let detail =
-                    format!("the model's modulation is a table for guidance 0, not {:?}", inputs.guidance);
+            Levels::Table(table) if inputs.guidance.iter().any(|&g| g != table.guidance()) => {
+                let (made, asked) = (table.guidance(), &inputs.guidance);
+                let detail = format!("the model's modulation is a table for guidance {made}, not {asked:?}");
                 return Err(Error::shape(OP, detail));
             }
             Levels::Table(table) => Some(Rows {

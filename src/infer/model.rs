@@ -1,12 +1,14 @@
 //! A trained run, ready to restore images.
 
 use super::parts::{Parts, Runs};
+use super::upscale::{Settings, TOKENS};
 use crate::autograd::{Tape, Var};
 use crate::data::{Codec, Image, LqResize};
 use crate::engine::{DType, Device, Philox, Tensor};
 use crate::flux::base::BaseModel;
 use crate::flux::config::FluxConfig;
 use crate::flux::lora::AdapterFile;
+use crate::flux::modulation::Known;
 use crate::flux::params::{Adapter, Weights};
 use crate::flux::sampler::{Conditions, sample};
 use crate::flux::text::Prompt;
@@ -66,18 +68,20 @@ impl Model {
         let adapters = adapters.iter().filter_map(|name| Some((runs.find(name)?, 1.0))).collect();
         let (base, codec) = (runs.base()?, runs.part(layout::CODEC)?);
         let parts = Parts { base, codec, adapters, prompt: None };
-        Self::load(&parts, device, DType::F32, &mut |_, _| ())
+        Self::load(&parts, device, DType::F32, None, &mut |_, _| ())
     }
 
-    /// The model that these parts make, its activations of `dtype` (bf16: a GPU's); `progress` is [`BaseModel::load`]'s.
+    /// The model that these parts make, its activations of `dtype` (bf16: a GPU's), for no other upscaling than what is
+    /// `asked`, if that is known: its modulation is a table then. `progress` is [`BaseModel::load`]'s.
     pub fn load(
         parts: &Parts,
         device: &Device,
         dtype: DType,
+        asked: Option<&Settings>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let base = BaseModel::open(&parts.base)?;
-        let (config, weights) = (base.config().clone(), base.load(device, dtype, progress)?);
+        let config = base.config().clone();
         let mut adapters = Vec::new();
         let mut lq_resize = LqResize::TorchBicubic;
         for (path, strength) in &parts.adapters {
@@ -120,7 +124,17 @@ impl Model {
             }
             Ok(prompt)
         });
-        Ok(Self { config, codec, lq_resize, weights, adapters, prompt: prompt.transpose()? })
+        let prompt = prompt.transpose()?;
+        let weights = match asked {
+            None => base.load(device, dtype, progress)?,
+            Some(settings) => {
+                let sigma = settings.sigmas(codec.block());
+                let pooled = prompt.as_ref().map(|p| p.pooled.f32().to_vec());
+                let known = Known { sigma, guidance: settings.guidance, pooled };
+                base.load_tabulated(device, dtype, &known, progress)?
+            }
+        };
+        Ok(Self { config, codec, lq_resize, weights, adapters, prompt })
     }
 
     /// The transformer with its adapters.
@@ -161,7 +175,7 @@ impl Model {
         })
     }
 
-    /// Restores low-quality images of equal size in one batch, with `steps` Euler steps. `corners[i]` is the position
+    /// Restores low-quality images of equal size, as many at once as a pass takes, with `steps` Euler steps. `corners[i]` is the position
     /// (row, column), in latent cells, of image `i` in the noise field: tiles of one image share it.
     pub fn restore(
         &self,
@@ -173,6 +187,12 @@ impl Model {
         let Some(first) = lq.first() else { return Ok(Vec::new()) };
         let block = self.codec.block();
         let (h, w) = (first.height * SCALE / block, first.width * SCALE / block);
+        let at_once = (4 * TOKENS / (h * w).max(1)).max(1);
+        if lq.len() > at_once {
+            let parts = lq.chunks(at_once).zip(corners.chunks(at_once));
+            let parts = parts.map(|(lq, corners)| self.restore(lq, corners, steps, device));
+            return Ok(parts.collect::<Result<Vec<_>>>()?.concat());
+        }
         let c = self.codec.channels();
         let mut cond = Vec::with_capacity(lq.len() * c * h * w);
         let mut noise = Vec::with_capacity(cond.capacity());

@@ -23,7 +23,7 @@ use crate::{Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Image tokens that one forward pass takes, if a tile has no more.
-const TOKENS: usize = 1024;
+pub(crate) const TOKENS: usize = 1024;
 /// Side of a codec's window, in latent cells. Where a network looks around neighbours share a quarter of it.
 const WINDOW: usize = 64;
 
@@ -84,6 +84,11 @@ impl Settings {
         }
     }
 
+    /// The noise levels of the steps, whatever the picture: those of a tile. A codec's `block` is 1/2 of a token's side.
+    pub fn sigmas(&self, block: usize) -> Vec<f32> {
+        sampling_sigmas(self.steps, (self.tile / (2 * block)).pow(2))
+    }
+
     /// Height and width that a picture of this size gets.
     pub fn size(&self, height: usize, width: usize) -> Result<(usize, usize)> {
         let side = |n: usize| ((n as f64 * self.scale).round() as usize).max(1);
@@ -121,7 +126,7 @@ pub fn upscale(
     let x = Planes { height: rows, width: columns, data };
     let cut = Cut { tile: tile / block, overlap: settings.overlap / token * 2, tokens: TOKENS, halved: 0 };
     let mut sampling = Sampling { model, device, watch, guidance: settings.guidance, cond, x, cut };
-    let sigmas = sampling_sigmas(settings.steps, (tile / token).pow(2));
+    let sigmas = settings.sigmas(block);
     for (step, pair) in sigmas.windows(2).enumerate() {
         sampling.step(step, settings.steps, [pair[0], pair[1]])?;
     }

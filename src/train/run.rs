@@ -6,7 +6,7 @@ use super::log::{Logs, StageSummary, Summary, peak_rss_mb};
 use super::objective::Adversary;
 use super::options::{Precision, StageName};
 use super::planner::{self, StageMemory};
-use super::stages::{Artifacts, Context, Progress, Silent, known_levels, missing};
+use super::stages::{Artifacts, Context, Progress, Silent, known, missing};
 use super::validation::Validation;
 use super::{data, environment, evaluation, tensorboard};
 use crate::data::{Codec, Part, Sampler, Source, Split};
@@ -245,8 +245,8 @@ impl Given {
         if let Some(base) = base {
             let begun = Instant::now();
             let mut bytes = 0;
-            let levels = known_levels(config, &self.codec);
-            made.load_base(&base, &self.flux, device, (dtype, &levels), &mut |done, all| {
+            let known = known(config, &self.codec);
+            made.load_base(&base, &self.flux, device, (dtype, Some(&known)), &mut |done, all| {
                 progress.loading(done, all);
                 bytes = all;
             })?;

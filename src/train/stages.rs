@@ -13,7 +13,7 @@ use crate::engine::{DType, Device};
 use crate::flux::base::BaseModel;
 use crate::flux::config::FluxConfig;
 use crate::flux::lora::{AdapterFile, LoraModule};
-use crate::flux::modulation::Levels;
+use crate::flux::modulation::{Known, Levels};
 use crate::flux::params::{Adapter, Weights};
 use crate::flux::schedule::known_sigmas;
 use crate::infer::model::layout;
@@ -140,7 +140,7 @@ impl Context<'_> {
         let base = || {
             let base = made.base.clone().ok_or_else(|| missing(stage, layout::BASE))?;
             let base = base.computing_in(self.config.run.precision.dtype())?;
-            base.tabulated(&self.flux, &self.device, &known_levels(self.config, self.sampler.codec()))
+            base.tabulated(&self.flux, &self.device, &known(self.config, self.sampler.codec()))
         };
         let plan = Plan { stage, adapter: None, base: None, below: Vec::new(), beside: None, sampler: None };
         Ok(match stage {
@@ -209,13 +209,13 @@ impl Context<'_> {
 
 impl Artifacts {
     /// Loads the base model at `path`, or in it, whose dimensions must be `config`'s, its matrices in `dtype`, with a table of
-    /// modulations for `sigma`, if there are any.
+    /// modulations for what is `known`.
     pub fn load_base(
         &mut self,
         path: &Path,
         config: &FluxConfig,
         device: &Device,
-        (dtype, sigma): (DType, &[f32]),
+        (dtype, known): (DType, Option<&Known>),
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         let stored = BaseModel::open(path)?;
@@ -224,9 +224,9 @@ impl Artifacts {
             let detail = format!("another model than the options ask for: {differences}");
             return Err(Error::format(path.join("config.json"), detail));
         }
-        self.base = Some(match sigma {
-            [] => stored.load(device, dtype, progress)?,
-            sigma => stored.load_tabulated(device, dtype, sigma, progress)?,
+        self.base = Some(match known {
+            None => stored.load(device, dtype, progress)?,
+            Some(known) => stored.load_tabulated(device, dtype, known, progress)?,
         });
         Ok(())
     }
@@ -241,7 +241,7 @@ impl Artifacts {
         dtype: DType,
     ) -> Result<()> {
         if names.contains(&layout::BASE) {
-            self.load_base(&run.join(layout::BASE), config, device, (DType::F32, &[]), &mut |_, _| ())?;
+            self.load_base(&run.join(layout::BASE), config, device, (DType::F32, None), &mut |_, _| ())?;
         }
         for &name in names.iter().filter(|n| **n != layout::BASE) {
             let dir = run.join(name);
@@ -279,11 +279,11 @@ impl Artifacts {
     }
 }
 
-/// The noise levels that training and looking at held-out crops ask a frozen base for.
-pub(super) fn known_levels(config: &Config, codec: &Codec) -> Vec<f32> {
+/// What training and looking at held-out crops ask a frozen base for.
+pub(super) fn known(config: &Config, codec: &Codec) -> Known {
     // A token is 2×2 latents.
     let side = config.data.crop / codec.block() / 2;
-    known_sigmas(config.run.eval_steps, side * side)
+    Known::unprompted(known_sigmas(config.run.eval_steps, side * side))
 }
 
 pub(super) fn missing(stage: StageName, what: &str) -> Error {

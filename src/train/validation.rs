@@ -10,6 +10,7 @@ use crate::flux::config::FluxConfig;
 use crate::flux::params::{Adapter, Weights};
 use crate::flux::transformer::Flux;
 use crate::infer::model::{Model, SCALE};
+use crate::infer::upscale::TOKENS;
 use crate::ops::AdapterSet;
 use crate::ops::embed::NoiseLevels;
 use crate::ops::patch::Pack;
@@ -123,13 +124,19 @@ impl Validation {
         let device = self.noise.device();
         let target = if towards_bad { &self.bad_latents } else { &self.hq_latents };
         let flux = policy.flux();
-        let loss = SIGMAS.iter().map(|&sigma| {
-            let (sigmas, set) = (self.levels(policy, sigma)?, policy.set(self.crops()));
-            let tape = Tape::no_grad();
-            let e = flow_matching(&flux, &tape, target, &self.cond, &self.noise, &sigmas, set, MODE)?;
-            Ok(f64::from(e.value().values()?[0]) / SIGMAS.len() as f64)
-        });
-        let loss = loss.sum::<Result<f64>>()?;
+        let (crops, at_once) = (self.crops(), (TOKENS / self.cond.shape()[1]).max(1));
+        let mut loss = 0.0;
+        for sigma in SIGMAS {
+            for first in (0..crops).step_by(at_once) {
+                let some = first..crops.min(first + at_once);
+                let [x, cond, noise] =
+                    [target, &self.cond, &self.noise].map(|planes| planes.rows(some.clone()));
+                let (sigmas, set) = (self.levels(policy, sigma, some.len())?, policy.set(some.len()));
+                let e = flow_matching(&flux, &Tape::no_grad(), &x?, &cond?, &noise?, &sigmas, set, MODE)?;
+                loss += f64::from(e.value().values()?[0]) * some.len() as f64;
+            }
+        }
+        let loss = loss / (SIGMAS.len() * crops) as f64;
         let model = Model {
             prompt: None,
             config: policy.config.clone(),
@@ -163,7 +170,7 @@ impl Validation {
     /// Velocities `[B, C, H, W]` at the middle noise level: what two forms of one model must agree on.
     pub fn velocities(&self, policy: &Policy) -> Result<Tensor> {
         let x = Var::constant(self.noise.clone());
-        let sigma = self.levels(policy, SIGMAS[SIGMAS.len() / 2])?;
+        let sigma = self.levels(policy, SIGMAS[SIGMAS.len() / 2], self.crops())?;
         let set = policy.set(self.crops());
         let v = velocity(&policy.flux(), &Tape::no_grad(), &x, &self.cond, &sigma, set, MODE)?;
         Ok(v.value().clone())
@@ -173,9 +180,9 @@ impl Validation {
         self.noise.shape()[0]
     }
 
-    /// One noise level for all crops.
-    fn levels(&self, policy: &Policy, sigma: f32) -> Result<NoiseLevels> {
-        policy.weights.levels().of(self.noise.device(), &vec![sigma; self.crops()])
+    /// One noise level for `crops`.
+    fn levels(&self, policy: &Policy, sigma: f32, crops: usize) -> Result<NoiseLevels> {
+        policy.weights.levels().of(self.noise.device(), &vec![sigma; crops])
     }
 
     fn picture(&self, restored: &[Image], truth: &[Image], last: &str) -> Result<Image> {

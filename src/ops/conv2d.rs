@@ -273,6 +273,7 @@ mod tests {
     use super::*;
     use crate::ops::given;
     use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
 
     /// The definition, in f64, and the sum of its terms' sizes.
     fn naive(op: &Conv2d, d: Dims, inputs: &[&Tensor]) -> Vec<(f64, f64)> {
@@ -282,9 +283,9 @@ mod tests {
         for at in 0..d.batch * d.out * d.plane() {
             let (j, i) = (at % d.y[1], at / d.y[1] % d.y[0]);
             let (o, b) = (at / d.plane() % d.out, at / d.plane() / d.out);
-            let mut sum = inputs.get(2).map_or(0.0, |t| f64::from(t.f32()[o]));
-            sum += inputs.get(3).map_or(0.0, |t| f64::from(t.f32()[at]));
-            let mut size = sum.abs();
+            let bias = inputs.get(2).map_or(0.0, |t| f64::from(t.f32()[o]));
+            let more = inputs.get(3).map_or(0.0, |t| f64::from(t.f32()[at]));
+            let (mut sum, mut size) = (bias + more, bias.abs() + more.abs());
             for k in 0..d.depth() {
                 let (v, u, c) =
                     (k % d.window[1], k / d.window[1] % d.window[0], k / d.window[1] / d.window[0]);
@@ -326,7 +327,12 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig {
+            cases: 96,
+            failure_persistence: None,
+            rng_seed: RngSeed::Fixed(1),
+            ..ProptestConfig::default()
+        })]
         #[test]
         fn any_shape_agrees_with_the_definition(
             (b, c, h, w) in (1usize..3, 1usize..4, 1usize..9, 1usize..24),

@@ -549,11 +549,14 @@ pub(crate) mod tests {
             let e = r.expect_err("refused").to_string();
             assert!(e.contains(what), "{e}");
         };
-        says(op.forward(&[&a, &b, &b], &mut Save::nothing()), "[2, 1, 4, 4], wanted [3, 1, 4, 4]");
-        says(op.forward(&[&b, &a, &b], &mut Save::nothing()), "target has shape [3, 1, 4, 4]");
-        says(op.forward(&[&b, &a, &a], &mut Save::new(&[true, true, false])), "v_ref");
+        says(
+            op.forward(&[&a, &b, &b], &mut Save::nothing()),
+            "v has shape [2, 1, 4, 4], wanted [3, 1, 4, 4]",
+        );
+        says(op.forward(&[&a, &a, &b], &mut Save::nothing()), "target has shape [3, 1, 4, 4]");
+        says(op.forward(&[&a, &a, &a], &mut Save::new(&[true, true, false])), "v_ref");
         let steep = SobolevGap::new(Metric::full(60.0));
-        says(steep.forward(&[&b, &a, &a], &mut Save::nothing()), "s = 60 on planes of 4×4");
+        says(steep.forward(&[&a, &a, &a], &mut Save::nothing()), "s = 60 on planes of 4×4");
     }
 
     #[test]

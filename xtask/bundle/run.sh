@@ -9,6 +9,8 @@ usage: ./run.sh [--device cuda|cuda:N|emu] [--quick] STAGE...
 
   parity        every case of every kernel against the CPU, and the golden vectors
   train         a whole training run on the CPU, and on the device in f32 and in bf16, side by side as one page
+  full          AS-DPO at FLUX.1-dev's full size, random weights, 512 pixels: what is planned, what the driver says is used,
+                seconds per sample; one sample at a time and several, recomputing and keeping activations
   differential  instruction families on the GPU and on the emulator, compared bit for bit or within bounds
   bench         every kernel by CUDA events, and PyTorch on the same shapes in between
   sanitize      parity under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
@@ -29,8 +31,8 @@ while [ $# -gt 0 ]; do
         shift
         ;;
     --quick) quick=1 ;;
-    parity | train | differential | bench | sanitize) stages+=("$1") ;;
-    all) stages=(parity train differential bench sanitize) ;;
+    parity | train | full | differential | bench | sanitize) stages+=("$1") ;;
+    all) stages=(parity train full differential bench sanitize) ;;
     -h | --help) usage; exit 0 ;;
     *)
         echo "error: \`$1\` is no stage and no option" >&2
@@ -129,6 +131,35 @@ train() {
     done
 }
 
+# Adapters of the paper's ranks are trained in a few steps each, so that AS-DPO stands on real ones.
+full() {
+    local how batch recompute name set args watch last
+    local sets=(data.source=dead-leaves data.images=4 data.held_out=1 data.degradation=light data.codec=tests/golden/tiny_flux/vae
+        run.stages=sft,adversary,asdpo run.eval_crops=1 run.eval_steps=1 run.validation_crops=1 sft.rank=128 sft.alpha=128)
+    if [ $on = cuda ]; then
+        sets+=(model.base=random:flux-dev data.image_size=512)
+    else
+        sets+=(model.base=random:tests/golden/tiny_flux/transformer data.image_size=64 data.crop=64)
+    fi
+    for name in sft adversary asdpo; do
+        sets+=($name.steps=6 $name.warmup=1 $name.accumulation=1 $name.validate_every=0 $name.batch=1 $name.recompute=true)
+    done
+    for how in "1 true" "4 true" "1 false" "2 false"; do
+        read -r batch recompute <<<"$how"
+        name=batch-$batch-recompute-$recompute args=()
+        for set in "${sets[@]}" asdpo.batch=$batch asdpo.recompute=$recompute; do args+=(--set "$set"); done
+        rm -rf "results/full-$name"
+        step "plan-$name" bin/asasr-engine train --preset paper-asdpo --device "$on" "${args[@]}" --dry-run || continue
+        (while sleep 0.1; do smi memory.used; done) >"results/full-$name.memory" &
+        watch=$!
+        step "train-$name" bin/asasr-engine train --preset paper-asdpo --device "$on" "${args[@]}" --out "results/full-$name"
+        kill $watch
+        last=$(tail -n 1 "results/full-$name/log.jsonl" 2>/dev/null)
+        rows+=", {\"step\": $(quote "used-$name"), \"driver_used\": $(quote "$(sort -n "results/full-$name.memory" | tail -n 1)"), "
+        rows+="\"last_update\": ${last:-null}}"
+    done
+}
+
 differential() {
     rm -rf results/differential-a results/differential-b
     # Without a GPU both sides are the emulator: that shows the suite, not the hardware.
@@ -185,7 +216,7 @@ for stage in "${stages[@]}"; do
     micros=$((${EPOCHREALTIME/[.,]/} - ${begun/[.,]/}))
     {
         printf '{"stage": %s, "device": %s, "gpu_timing": %s, "version": %s, "date": %s, "seconds": %d.%06d, "passed": %s,\n' \
-            "$(quote "$stage")" "$(quote "$device")" "$([ $on = cuda ] && [ "$stage" = bench ] && [ -z "$quick" ] && echo true || echo false)" \
+            "$(quote "$stage")" "$(quote "$device")" "$([ $on = cuda ] && [[ $stage = bench || $stage = full ]] && [ -z "$quick" ] && echo true || echo false)" \
             "$(quote "$(cat VERSION)")" "$(quote "$date")" $((micros / 1000000)) $((micros % 1000000)) \
             "$([ $failed = 0 ] && echo true || echo false)"
         printf ' "machine_before": %s,\n "machine_after": %s,\n "steps": [%s]' "$before" "$(machine)" "$rows"
